@@ -1,0 +1,1 @@
+"""One module a job type: its declaration and a thin `run`."""

@@ -1,0 +1,1 @@
+"""From movies to particles, on arrays: motion, CTF estimation, picking, extraction."""

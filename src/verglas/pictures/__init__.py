@@ -1,0 +1,1 @@
+"""Plots and galleries that jobs and reports leave."""

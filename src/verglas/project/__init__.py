@@ -1,0 +1,1 @@
+"""A project on disk, RELION's way: job folders, numbering, pipeline graph."""

@@ -1,0 +1,1 @@
+"""Scores against truth: motion, CTF, picks, classes, poses, maps. Arrays in, numbers out."""

@@ -1,0 +1,1 @@
+"""Atoms to specimen to movies, with the truth beside them."""

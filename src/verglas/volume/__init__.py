@@ -1,0 +1,1 @@
+"""Rotations, symmetry, Fourier slices and their adjoint, reconstruction, FSC, masks, alignment of maps."""

@@ -1,0 +1,1 @@
+"""Runs jobs and recipes: locks, times, records, measures, checks, judges."""
