@@ -1,1 +1,23 @@
 """Particles, optics groups and micrographs as tables, and the images that belong to them."""
+
+from verglas.particles.ctf_parameters import beam_tilt, ctf_parameters, magnification
+from verglas.particles.files import read_micrographs, read_particles, write_micrographs, write_particles
+from verglas.particles.images import ArrayImages, ImageSource, StackImages
+from verglas.particles.tables import Micrographs, OpticsGroups, ParticleSet, join
+
+__all__ = [
+    "ArrayImages",
+    "ImageSource",
+    "Micrographs",
+    "OpticsGroups",
+    "ParticleSet",
+    "StackImages",
+    "beam_tilt",
+    "ctf_parameters",
+    "join",
+    "magnification",
+    "read_micrographs",
+    "read_particles",
+    "write_micrographs",
+    "write_particles",
+]

@@ -1,0 +1,40 @@
+"""Where to compute: the device a user names, and the threads that torch may use."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from verglas.errors import InputError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The torch device for `name`: auto (the first CUDA card, else the CPU), cpu, cuda or cuda:N.
+
+    Raises InputError when the card that is named isn't there: a job never falls back to the CPU in silence.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError("device", f"{name!r} is not a device", "Use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError("device", f"{name!r} is not supported", "Use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError("device", f"{name!r} asked for, {torch.cuda.device_count()} CUDA cards found", "Use auto or cpu")
+    return device
+
+
+def use_threads(count: int = 0) -> int:
+    """Let torch use `count` CPU threads (0: every core this process may run on); returns the number taken."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = count or available
+    torch.set_num_threads(threads)
+    return threads
+
+
+def describe_device(device: torch.device) -> str:
+    """The model of the card, or `CPU`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
