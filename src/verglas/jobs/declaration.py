@@ -4,7 +4,7 @@ A job module declares one `JobType` and registers nothing: `jobs.registry` names
 this module and the standard library, so that `--help` stays quick; `run`, `measure` and `validate` import what they need.
 
     class Params(JobParams):
-        threshold: float = param(0.01, "Voxels above this are solvent-free", label="Initial binarisation threshold:", flag="--ini_threshold")
+        ini_threshold: float = param(0.01, "Density of the surface", label="Initial binarisation threshold:", flag="--ini_threshold")
 
     JOB = JobType(name="MaskCreate", relion_number=12, ..., params=Params, inputs=(...), outputs=outputs, run=run, ...)
 """
