@@ -6,7 +6,7 @@ this module and the standard library, so that `--help` stays quick; `run`, `meas
     class Params(JobParams):
         ini_threshold: float = param(0.01, "Density of the surface", label="Initial binarisation threshold:", flag="--ini_threshold")
 
-    JOB = JobType(name="MaskCreate", relion_number=12, ..., params=Params, inputs=(...), outputs=outputs, run=run, ...)
+    JOB = JobType(name="MaskCreate", relion_number=12, params=Params, inputs=(...), outputs=outputs, run=run, ...)
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def validate(job: Job) -> None:
     params, inputs = job.params, job.inputs
     if inputs[params.select_from] is None:
         raise InputError(f"--{params.select_from}", "not given", f"--select-from {params.select_from} needs it")
-    if params.action in _BY_CLASS + ("duplicates",) and params.select_from != "particles":
+    if params.action in (*_BY_CLASS, "duplicates") and params.select_from != "particles":
         raise InputError("--action", f"{params.action} selects particles", "Use --select-from particles")
     if params.action in ("class_averages", "best_class") and inputs["model"] is None:
         raise InputError("--model", "not given", f"{params.action} reads the classes from run_itNNN_model.star")
@@ -225,9 +225,12 @@ JOB = JobType(
     relion_number=7,
     summary="Keep a part of a table: by value, by class (by hand or by rule), without duplicates, or split",
     examples="""
-    verglas job Select --select-from micrographs --micrographs CtfFind/job003/micrographs_ctf.star --select-label rlnCtfMaxResolution --select-maxval 6
-    verglas job Select --action class_averages --particles Class2D/job008/run_it025_data.star --model Class2D/job008/run_it025_model.star --mask-diameter 120
-    verglas job Select --action best_class --particles Class3D/job015/run_it025_data.star --model Class3D/job015/run_it025_model.star
+    verglas job Select --select-from micrographs --micrographs CtfFind/job003/micrographs_ctf.star \\
+        --select-label rlnCtfMaxResolution --select-maxval 6
+    verglas job Select --action class_averages --particles Class2D/job008/run_it025_data.star \\
+        --model Class2D/job008/run_it025_model.star --mask-diameter 120
+    verglas job Select --action best_class --particles Class3D/job015/run_it025_data.star \\
+        --model Class3D/job015/run_it025_model.star
     verglas job Select --action duplicates --particles Extract/job012/particles.star --duplicate-threshold 30
     """,
     params=Params,
