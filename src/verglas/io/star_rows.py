@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection
 from os import PathLike
 
+import numpy as np
 import pandas as pd
 
 from verglas.errors import FileFormatError
@@ -65,7 +66,7 @@ def _without_tail(body: str) -> str:
 
 def _fast(labels: list[str], body: str, text: list[str]) -> pd.DataFrame | None:
     """The rows by the C parser, or None unless every row surely has one value a label."""
-    if re.search(r"(?:^|\s)['#]", body):
+    if ("'" in body or "#" in body) and re.search(r"(?:^|\s)['#]", body):
         return None
     rows = body.count("\n") + 1 - len(_BLANK_LINE.findall(body))
     columns = [*labels, _EXTRA]
@@ -89,7 +90,8 @@ def _fast(labels: list[str], body: str, text: list[str]) -> pd.DataFrame | None:
     short = last.dtype == "str" and (last == "").any()
     if len(frame) != rows or short or (frame[_EXTRA] != "").any():
         return None
-    return frame.drop(columns=_EXTRA)
+    infinite = [label for label in frame.columns if frame[label].dtype == "float64" and not np.isfinite(frame[label]).all()]
+    return _fast(labels, body, [*text, *infinite]) if infinite else frame.drop(columns=_EXTRA)
 
 
 def _exact(path: str | PathLike[str], labels: list[str], body: str, first_line: int, text: list[str]) -> pd.DataFrame:
