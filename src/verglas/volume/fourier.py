@@ -40,8 +40,11 @@ def frequency_grid(size: int, pixel_size: float = 1.0, dims: int = 2, device: De
 
 def shell_index(size: int, dims: int = 2, device: Device = None) -> torch.Tensor:
     """Shell of every entry of a half transform: round(|k|) in Fourier pixels, int64, RELION's rule; the corners pass N//2."""
-    squared = torch.stack([(k.double() * size).round() ** 2 for k in frequency_grid(size, 1.0, dims, device)]).sum(dim=0)
-    return squared.sqrt().round().long()
+    full = torch.fft.fftfreq(size, d=1 / size, device=device, dtype=torch.float64).square()
+    squared = torch.arange(size // 2 + 1, device=device, dtype=torch.float64).square()
+    for _ in range(dims - 1):
+        squared = full[(slice(None),) + (None,) * squared.dim()] + squared
+    return squared.sqrt_().round_().long()
 
 
 def shell_sums(values: torch.Tensor, size: int, dims: int = 2, shells: int | None = None) -> torch.Tensor:
