@@ -1,1 +1,1 @@
-"""What a job did, the verdict on it, and the table of all jobs; works without a project."""
+"""What a job leaves about itself: record, verdict, and the table of all jobs. Works without a project."""

@@ -1,1 +1,1 @@
-"""Runs jobs and recipes: locks, times, records, measures, checks, judges."""
+"""Runs and judges jobs, one at a time or as the steps of a recipe."""

@@ -1,0 +1,47 @@
+"""`verglas job TYPE`: one job from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+
+def list_types() -> int:
+    """Print the job types with what each does."""
+    from verglas.errors import VerglasError
+    from verglas.jobs.registry import MODULES, job_type
+
+    for name in MODULES:
+        try:
+            print(f"  {name:<14}{job_type(name).summary}")
+        except (ImportError, VerglasError) as error:
+            print(f"  {name:<14}cannot be loaded: {error}")
+    print("\nOptions of one: verglas job TYPE --help")
+    return 0
+
+
+def run_command(type_name: str, words: list[str]) -> int:
+    """Run the job that the words ask for; returns the exit code of the verdict."""
+    from verglas.cli.options import parse, to_request
+    from verglas.jobs.registry import job_type
+
+    declared = job_type(type_name)
+    found = parse(declared, words)
+    if found.run_help:
+        from verglas.cli.help import help_page
+
+        print(help_page(declared))
+        return 0
+    from verglas.workflow.runner import run_job
+    from verglas.workflow.screen import Screen
+
+    stream = None if found.run_quiet else sys.stderr if found.run_json else sys.stdout
+    outcome = run_job(to_request(declared, found), Screen(stream))
+    if found.run_json:
+        print(json.dumps(asdict(outcome.record), indent=1))
+    else:
+        from verglas.records.table import ending
+
+        print(ending(outcome.record, outcome.folder))
+    return outcome.exit_code

@@ -1,0 +1,188 @@
+"""`verglas`: the commands. Exit codes: 0 PASS or done, 1 FAIL, 2 bad input, 3 stopped, 4 UNCHECKED."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    name="verglas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Single-particle cryo-EM from movies to a 3D map, every job recorded and judged.
+
+\b
+verglas new aldolase && cd aldolase      a project, which RELION 3.1 opens too
+verglas run aldolase --set movies=...    the whole workflow
+verglas job Class2D --help               one job
+verglas stats                            all jobs and their verdicts
+
+Exit codes: 0 PASS or done, 1 FAIL, 2 bad input, 3 stopped, 4 ran but nothing was checked.
+""",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+_ANYTHING_AFTER = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend are one line on stderr and exit code 2."""
+    from verglas.errors import InputError, VerglasError
+
+    try:
+        app()
+    except VerglasError as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except BrokenPipeError:  # the reader, such as head, has enough
+        sys.stderr.close()
+        sys.exit(0)
+
+
+@app.command()
+def new(folder: Annotated[Path, typer.Argument(help="Folder to make a project in.")]) -> None:
+    """Make an empty project.
+
+    \b
+    verglas new aldolase
+    verglas new .
+    """
+    from verglas.project.project import Project
+
+    Project.create(folder)
+    print(f"Project in {folder}. Next: cd {folder}; verglas run RECIPE, or verglas job TYPE")
+
+
+@app.command("job", context_settings=_ANYTHING_AFTER)
+def job(
+    type_name: Annotated[Optional[str], typer.Argument(metavar="TYPE", help="Job type; without one, all are listed.")] = None,  # noqa: UP045
+    options: Annotated[Optional[list[str]], typer.Argument(metavar="OPTIONS", help="Options of the type.")] = None,  # noqa: UP045
+) -> None:
+    """Run one job. Its options: verglas job TYPE --help.
+
+    \b
+    verglas job
+    verglas job MaskCreate --help
+    verglas job Class2D --particles particles.star --classes 50 --mask-diameter 120 --out DIR
+    """
+    from verglas.cli.job import list_types, run_command
+
+    raise typer.Exit(list_types() if type_name is None else run_command(type_name, options or []))
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe that ships with the package, or a TOML file.")],
+    set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,  # noqa: UP045
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a recipe: all its steps that aren't done yet.
+
+    \b
+    verglas run aldolase --set movies="movies/*.tif" --set pixel_size=0.56
+    verglas run my_recipe.toml --plan
+    verglas run aldolase --set class2d.classes=50
+    """
+    from verglas.cli.run import run_command
+
+    raise typer.Exit(run_command(recipe, set_ or [], plan=plan, as_json=json))
+
+
+@app.command()
+def stats(
+    project: Annotated[Path, typer.Argument(help="Project, or any folder with job folders in it.")] = Path(),
+    json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    html: Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="Write an HTML page.")] = None,  # noqa: UP045
+) -> None:
+    """One row a job: where, how long, how much data, and the verdict. Exit code 1 if a job failed.
+
+    \b
+    verglas stats
+    verglas stats other_project --csv > jobs.csv
+    verglas stats --html jobs.html
+    """
+    from verglas.cli.show import stats_command
+
+    raise typer.Exit(stats_command(project, as_json=json, as_csv=csv, html=html))
+
+
+@app.command()
+def report(
+    project: Annotated[Path, typer.Argument(help="Project, or any folder with job folders in it.")] = Path(),
+    out: Annotated[Optional[Path], typer.Option(metavar="FILE", help="The page to write [default: report.html in it].")] = None,  # noqa: UP045
+) -> None:
+    """Write report.html: job table, timeline and the jobs' pictures in one file.
+
+    \b
+    verglas report
+    verglas report other_project --out page.html
+    """
+    from verglas.cli.show import report_command
+
+    raise typer.Exit(report_command(project, out))
+
+
+@app.command()
+def note(
+    job: Annotated[str, typer.Argument(help="Job: 8, job008, Class2D/job008, an alias, or a job folder.")],
+    text: Annotated[str, typer.Argument(help="What to remember.")],
+) -> None:
+    """Add a note to a job.
+
+    \b
+    verglas note job008 "classes 3 and 7 are the dimer"
+    """
+    from verglas.cli.tidy import note_command
+
+    raise typer.Exit(note_command(job, text))
+
+
+@app.command()
+def stop(job: Annotated[str, typer.Argument(help="Job: 8, job008, Class2D/job008, an alias, or a job folder.")]) -> None:
+    """Stop a running job gently; the same command goes on later.
+
+    \b
+    verglas stop job008
+    """
+    from verglas.cli.tidy import stop_command
+
+    raise typer.Exit(stop_command(job))
+
+
+@app.command()
+def clean(
+    jobs: Annotated[Optional[list[str]], typer.Argument(help="Jobs to clean; without any, all of the project.")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove intermediate files, such as iterations before the last, as RELION's gentle clean does.
+
+    \b
+    verglas clean job025
+    verglas clean --dry-run
+    """
+    from verglas.cli.tidy import clean_command
+
+    raise typer.Exit(clean_command(jobs or [], dry_run=dry_run))
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="STAR, .cs, MRC, TIFF, EER or PDB/mmCIF file.")],
+    json: Json = False,
+) -> None:
+    """Explain a file: what it holds, what is odd, what a job would make of it.
+
+    \b
+    verglas check particles.star
+    verglas check run_class001.mrc --json
+    """
+    from verglas.cli.show import check_command
+
+    raise typer.Exit(check_command(file, as_json=json))

@@ -1,0 +1,66 @@
+"""Our engine's side of a job, run in the child process: validate, run, leave the exit file."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from pathlib import Path
+from typing import Any
+
+from verglas.errors import InputError, JobAborted, VerglasError
+from verglas.jobs.declaration import JobType
+from verglas.project.jobfiles import leave_exit_file
+from verglas.workflow.context import RunningJob
+from verglas.workflow.process import Send
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ABORTED = 0, 1, 2, 3
+
+
+def carry_out(declared: JobType, params: Any, inputs: dict[str, Any], out: Path, send: Send) -> int:
+    """Run the job; returns the exit code. What it says of itself goes to the parent as events; the parent judges by files."""
+    job = RunningJob(params, inputs, out, send)
+    job.listen()
+    try:
+        code, ending = _attempt(declared, job, send)
+    finally:
+        job.close()
+    leave_exit_file(out, ending)
+    return code
+
+
+def _attempt(declared: JobType, job: RunningJob, send: Send) -> tuple[int, str]:
+    try:
+        declared.validate(job)
+        items = declared.run(job)
+    except JobAborted as error:
+        send({"stopped": str(error)})
+        return EXIT_ABORTED, "aborted"
+    except VerglasError as error:
+        send({"error": str(error)})
+        job.say(f"ERROR: {error}")
+        return (EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED), "failure"
+    except MemoryError:
+        send({"error": "out of memory"})
+        traceback.print_exc()
+        return EXIT_FAILED, "failure"
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        send({"error": f"no space left: {error}" if full else f"{type(error).__name__}: {error}"})
+        traceback.print_exc()
+        return EXIT_FAILED, "failure"
+    named = [{"item": problem.item, "reason": problem.reason} for problem in items.problems]
+    counts = {"unit": items.unit, "total": items.total, "done": items.done, "skipped": items.skipped, "failed": items.failed}
+    send({"items": {**counts, "problems": named, "notes": items.notes}, "left": stamps(declared, job.params, job.out)})
+    return EXIT_DONE, "success"
+
+
+def stamps(declared: JobType, params: Any, out: Path) -> dict[str, list[int]]:
+    """Size, time and inode of every declared output that is there: a file put in its place later shows."""
+    found = {}
+    for spec in declared.outputs(params):
+        try:
+            facts = (out / spec.path).stat()
+            found[spec.path] = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+        except OSError:
+            continue
+    return found

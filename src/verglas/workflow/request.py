@@ -1,0 +1,79 @@
+"""One job as asked for: its type, parameters and inputs; the command that repeats it; the fingerprint by which it is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verglas.errors import InputError
+from verglas.jobs.declaration import InputSpec, JobParams, JobType
+
+WITHOUT_EFFECT = ("device", "threads")  # parameters that change no result beyond summation order
+
+
+@dataclass
+class JobRequest:
+    """A job to run. `out` is its folder, None for the next number of the project; `go_on` names a job folder to continue in."""
+
+    declared: JobType
+    params: JobParams
+    inputs: dict[str, Any]  # name → Path, list of Paths, or None
+    out: Path | None = None
+    go_on: bool = False
+    alias: str | None = None
+    step: str | None = None
+    time_limit: float | None = None
+    extra_command: tuple[str, ...] = field(default=())
+
+    def files(self) -> list[tuple[InputSpec, Path]]:
+        """Every file given, with the input it was given for."""
+        found = []
+        for spec in self.declared.inputs:
+            given = self.inputs.get(spec.name)
+            found += [(spec, path) for path in (given if isinstance(given, list) else [given]) if path is not None]
+        return found
+
+    def command(self, folder: Path | None = None) -> list[str]:
+        """The command line that repeats the job: inputs, and the parameters that differ from their defaults."""
+        words = ["verglas", "job", self.declared.name]
+        for spec, path in self.files():
+            words += [option(spec.name), str(path)]
+        for name, info in type(self.params).model_fields.items():
+            value = getattr(self.params, name)
+            if info.is_required() or value != info.get_default(call_default_factory=True):
+                words += _words(name, value)
+        return [*words, "--out", str(folder)] if folder is not None else words
+
+    def check_inputs(self) -> None:
+        """Raise InputError for an input that is needed and not given, or that isn't there."""
+        for spec in self.declared.inputs:
+            given = self.inputs.get(spec.name)
+            if spec.required and not given:
+                raise InputError(option(spec.name), f"is needed by {self.declared.name}: {spec.help}", f"See: verglas job {self.declared.name} --help")
+        for spec, path in self.files():
+            if not path.exists():
+                raise InputError(option(spec.name), f"{path} is not there", f"Paths are relative to {Path.cwd()}")
+
+
+def option(name: str) -> str:
+    """`mask_diameter` as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def fingerprint(request: JobRequest, digests: list[dict[str, Any]]) -> str:
+    """Digest of all that decides a job's result: type, parameters, and the content (not the names) of its inputs."""
+    params = request.params.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
+    inputs = [[entry["name"], entry["sha256"]] for entry in digests]
+    return hashlib.sha256(json.dumps([request.declared.name, params, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [option(name) if value else "--no-" + name.replace("_", "-")]
+    if value is None:
+        return [option(name), "none"]
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return [f"{option(name)}={text}"] if text.startswith("-") else [option(name), text]

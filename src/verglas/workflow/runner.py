@@ -1,0 +1,283 @@
+"""The runner: gives one job a folder, runs it in a child process, and judges it by what it left.
+
+    stage   inputs hashed, folder found or made and locked, what an earlier run left there sorted out
+    run     the child works; its output is kept, its stop wished for or enforced
+    judge   outputs read and measured in a fresh child, verdict, record.json, exit file, pipeline
+
+Only this module says PASS, and only by files and by what the system reports of the child: never by what the job says of itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from verglas.errors import InputError, VerglasError
+from verglas.jobs.declaration import JobType
+from verglas.project.jobfiles import ABORT_NOW, clear_exit_files, exit_file, leave_exit_file, note_command, write_job_star, write_repeat_script
+from verglas.project.project import Project
+from verglas.records.lock import FolderLock
+from verglas.records.machine import machine, software, usable_cores
+from verglas.records.meters import bytes_left
+from verglas.records.outputs import inspect_output, timeliness_problem
+from verglas.records.record import FAIL, PASS, UNCHECKED, Record
+from verglas.records.verdict import Evidence, check_results, judge
+from verglas.workflow import inputs as origins
+from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out, stamps
+from verglas.workflow.enter import enter_job, leave_job
+from verglas.workflow.folder import Place, find_place, iterations_in, past_runs, sort_out
+from verglas.workflow.process import call_in_child
+from verglas.workflow.request import JobRequest, fingerprint
+from verglas.workflow.screen import Screen
+from verglas.workflow.supervise import Run, supervise
+
+EXIT_CODES = {PASS: 0, FAIL: 1, UNCHECKED: 4}
+
+
+@dataclass
+class Outcome:
+    """How a job ended: its folder, its record, and the exit code for the shell."""
+
+    folder: Path
+    record: Record
+    exit_code: int
+
+
+def run_job(request: JobRequest, screen: Screen | None = None) -> Outcome:
+    """Run one job and judge it. Raises InputError when nothing could be started; once a folder is taken, a record tells all."""
+    screen = screen or Screen(None)
+    began = time.monotonic()
+    request.check_inputs()
+    entries = describe(request)
+    print_of = fingerprint(request, entries)
+    project = Project.here()
+    place = find_place(request, print_of, project)
+    problems = origins.origin_problems(entries, place.folder if place.exists else None)
+    folder = place.make(request.declared, project)
+    lock = FolderLock(folder)
+    try:
+        record = _start(request, place, folder, entries, print_of, lock)
+        job = _Running(request, place, folder, record, lock, project, screen, began)
+        return job.run(problems)
+    finally:
+        lock.release()
+
+
+def describe(request: JobRequest) -> list[dict[str, Any]]:
+    """The request's inputs with their digests. Raises InputError for one that can't be read."""
+    try:
+        found: list[dict[str, Any]] = call_in_child(origins.describe_inputs, origins.request_files(request))
+    except RuntimeError as error:
+        raise InputError("inputs", str(error)) from None
+    return found
+
+
+def _start(
+    request: JobRequest, place: Place, folder: Path, entries: list[dict[str, Any]], print_of: str, lock: FolderLock
+) -> Record:
+    """The record of a run that begins; it is on disk before anything else happens in the folder."""
+    declared, params = request.declared, request.params
+    record = Record(
+        type=declared.name,
+        name=place.name or folder.name,
+        alias=request.alias,
+        step=request.step,
+        description=declared.summary,
+        command=request.command(None if place.name else folder),
+        working_directory=os.getcwd(),
+        started=now(),
+        params=params.model_dump(mode="json"),
+        seed=params.random_seed,
+        fingerprint=print_of,
+        inputs=entries,
+        previous=past_runs(place.record),
+        resources={
+            "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+            "threads": params.threads or usable_cores(),
+            "device": params.device,
+            "gpus": 0,
+            "pid": os.getpid(),
+        },
+    )
+    record.write(folder)
+    return record
+
+
+@dataclass
+class _Running:
+    """One run in its folder, from the staged inputs to the verdict."""
+
+    request: JobRequest
+    place: Place
+    folder: Path
+    record: Record
+    lock: FolderLock
+    project: Project | None
+    screen: Screen
+    began: float
+    kept: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def declared(self) -> JobType:
+        return self.request.declared
+
+    def run(self, input_problems: list[str]) -> Outcome:
+        """Stage, run, judge. An error of the runner itself, such as a full disk, is a FAIL too."""
+        try:
+            self.stage(input_problems)
+            self.record.phases = {"staging": time.monotonic() - self.began}
+            run = supervise(self._work, self.folder, self.record, self.screen, self.request.time_limit)
+            return self.judge(run, input_problems)
+        except (OSError, RuntimeError, VerglasError) as error:
+            return self._collapse(error)
+
+    def _collapse(self, error: Exception) -> Outcome:
+        """Leave what can still be left: without it the record says `running` and nobody holds the lock, which reads as FAIL as well."""
+        record = self.record
+        record.verdict, record.reasons, record.state, record.finished = FAIL, [f"the runner failed: {error}"], "finished", now()
+        record.metrics = {}
+        try:
+            leave_exit_file(self.folder, "failure")
+            record.write(self.folder)
+        except OSError:
+            pass
+        return Outcome(self.folder, record, EXIT_CODES[FAIL])
+
+    def stage(self, input_problems: list[str]) -> None:
+        """Sort out what an earlier run left, and leave the files that say what runs here."""
+        request, record, folder = self.request, self.record, self.folder
+        clear_exit_files(folder)
+        record.host, record.software = machine(), software()
+        self.kept = call_in_child(sort_out, folder, [o.path for o in self.declared.outputs(request.params)], self.place.vouched(record))
+        continues = self.place.exists
+        note_command(folder, record.command, continues)
+        write_repeat_script(folder, record.command, Path.cwd())
+        write_job_star(folder, self.declared.relion_number, job_options(request), continues)
+        if self.project is not None and self.place.name:
+            enter_job(self.project, self.place.name, request, self.declared)
+        for problem in input_problems:
+            self.screen.say(f"WARNING: {problem}; the verdict will be FAIL")
+        if self.place.exists:
+            self.screen.say(f"Going on in {folder}")
+        record.write(folder)
+
+    def _work(self, send: Any) -> int:
+        given = {spec.name: self.request.inputs.get(spec.name, [] if spec.many else None) for spec in self.declared.inputs}
+        return carry_out(self.declared, self.request.params, given, self.folder, send)
+
+    def judge(self, run: Run, input_problems: list[str]) -> Outcome:
+        """Read what was left, decide, and complete record, exit file and pipeline."""
+        start, record, folder = time.monotonic(), self.record, self.folder
+        record.phase = "judging"
+        record.write(folder)
+        evidence = Evidence(
+            exit_code=run.exit_code,
+            exit_file=exit_file(folder),
+            signal=run.signal,
+            stopped=run.stopped,
+            error=run.error,
+            items=run.items,
+            checks=self.declared.checks(self.request.params),
+        )
+        note = self._look_at_outputs(evidence, run.left) if evidence.exit_code == 0 and not evidence.stopped else ""
+        evidence.input_problems = input_problems + _changed(record.inputs)
+        record.verdict, record.reasons = judge(evidence)
+        self._fill(run, evidence, note)
+        code = self._exit_code(run)
+        leave_exit_file(folder, "aborted" if code == EXIT_ABORTED else "failure" if record.verdict == FAIL else "success")
+        (folder / ABORT_NOW).unlink(missing_ok=True)
+        record.usage["apparent_bytes"], record.usage["allocated_bytes"] = bytes_left(folder)
+        record.phases["judging"] = time.monotonic() - start
+        record.state, record.phase, record.finished = "finished", "", now()
+        record.write(folder)
+        if self.project is not None and self.place.name:
+            leave_job(self.project, self.place.name, self.request, self.declared, record, aborted=code == EXIT_ABORTED)
+        return Outcome(folder, record, code)
+
+    def _look_at_outputs(self, evidence: Evidence, left: dict[str, list[int]]) -> str:
+        """Check and measure the declared outputs, in a child of its own: a damaged file can't take the judge with it.
+
+        Returns the metrics in a few words.
+        """
+        try:
+            seen = call_in_child(_read_outputs, self.declared, self.request.params, self.folder, left)
+        except RuntimeError as error:
+            evidence.measuring_failed = f"outputs could not be checked: {error}"
+            return ""
+        self.record.outputs = seen["outputs"]
+        problems = [found.pop("problem") for found in seen["outputs"]]
+        late = [timeliness_problem(found, self.lock.start_ns, self.kept) for found in seen["outputs"]]
+        evidence.output_problems = [p for p in (*problems, *late, *seen["swapped"]) if p]
+        evidence.metrics, evidence.measuring_failed = seen["metrics"], seen["measuring_failed"]
+        return str(seen["note"])
+
+    def _fill(self, run: Run, evidence: Evidence, note: str) -> None:
+        record = self.record
+        record.items, record.facts = run.items, run.facts
+        notes = (run.items or {}).get("notes", {})
+        record.iterations = notes.get("iterations") or run.facts.get("iterations") or iterations_in(self.folder)
+        record.usage = run.usage
+        record.resources["gpus"] = len(run.facts.get("gpus_used", []))
+        record.exit = {"code": run.exit_code, "signal": run.signal, "file": evidence.exit_file}
+        metrics = evidence.metrics or {}
+        record.metrics, record.rejected_metrics = ({}, metrics) if record.verdict == FAIL else (metrics, {})
+        record.note = "" if record.verdict == FAIL else note
+        record.checks = check_results(evidence)
+
+    def _exit_code(self, run: Run) -> int:
+        if run.stopped:
+            return EXIT_ABORTED
+        if run.exit_code == EXIT_BAD_INPUT:
+            return EXIT_BAD_INPUT
+        return EXIT_CODES[self.record.verdict or FAIL]
+
+
+def job_options(request: JobRequest) -> dict[str, str]:
+    """Parameters and inputs as name and value for `job.star`: Yes and No, lists by commas, nothing for None."""
+    from verglas.project.relion_options import relion_option
+
+    given: dict[str, Any] = {spec.name: request.inputs.get(spec.name) for spec in request.declared.inputs}
+    given.update(request.params.model_dump(mode="json"))
+    return {relion_option(request.declared.name, name): _option_text(value) for name, value in given.items()}
+
+
+def now() -> str:
+    """This moment, with the local zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _option_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "Yes" if value else "No"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _changed(inputs: list[dict[str, Any]]) -> list[str]:
+    try:
+        found: list[str] = call_in_child(origins.changes, inputs)
+    except RuntimeError as error:
+        return [f"inputs could not be compared: {error}"]
+    return found
+
+
+def _read_outputs(declared: JobType, params: Any, folder: Path, left: dict[str, list[int]]) -> dict[str, Any]:
+    """Facts of every declared output, those swapped since the job ended, and the metrics, measured from files."""
+    outputs = []
+    for spec in declared.outputs(params):
+        outputs.append({"name": spec.name, "node": int(spec.node), **inspect_output(folder, spec.path)})
+    seen: dict[str, Any] = {"outputs": outputs, "metrics": None, "measuring_failed": None, "note": ""}
+    present = stamps(declared, params, folder)
+    seen["swapped"] = [f"{path} was changed after the job ended" for path in present if left.get(path) not in (None, present[path])]
+    if not any(found["problem"] for found in outputs):
+        try:
+            seen["metrics"] = dict(declared.measure(folder, params))
+            seen["note"] = declared.describe(seen["metrics"])
+        except Exception as error:
+            seen["measuring_failed"] = f"could not be measured: {type(error).__name__}: {error}"
+    return seen

@@ -1,0 +1,156 @@
+"""Follows a running job: keeps what it prints, its usage and its phases; asks it to stop, and ends it if it doesn't."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from verglas.records.meters import EnergyMeter, IoMeter
+from verglas.records.record import Record
+from verglas.workflow.process import Child, Send
+from verglas.workflow.screen import Log, Screen
+
+_TICK = 0.05
+_RECORD_EVERY = 0.5  # seconds between updates of record.json while a job runs
+_GRACE = 30.0  # seconds from the wish to stop at the time limit to the end by force
+
+
+@dataclass
+class Run:
+    """What the system and the job told of a run that has ended."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+    stopped: str | None = None
+    error: str | None = None
+    items: dict[str, Any] | None = None
+    left: dict[str, list[int]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    usage: dict[str, Any] = field(default_factory=dict)
+
+
+def supervise(main: Callable[[Send], int], folder: Path, record: Record, screen: Screen, time_limit: float | None) -> Run:
+    """Run `main` in a child until it ends; run.out and run.err are appended to, `record` is kept up to date on disk."""
+    with (folder / "run.out").open("ab", buffering=0) as out, (folder / "run.err").open("ab", buffering=0) as err:
+        return _Supervisor(folder, record, screen, Log(out), Log(err), time_limit).follow(main)
+
+
+class _Supervisor:
+    def __init__(self, folder: Path, record: Record, screen: Screen, out: Log, err: Log, time_limit: float | None) -> None:
+        self.folder, self.record, self.screen, self.out, self.err = folder, record, screen, out, err
+        self.limit = time_limit
+        self.run = Run()
+        self.staging = dict(record.phases)
+        self.wishes = 0
+        self.written = 0.0
+        self.written_phase = ""
+        self.started = time.monotonic()
+
+    def follow(self, main: Callable[[Send], int]) -> Run:
+        energy = EnergyMeter()
+        with self._signals():
+            child = Child(main)
+            io = IoMeter(child.pid)
+            try:
+                self._loop(child, io)
+            except BaseException:
+                child.kill()
+                raise
+            finally:
+                child.reap()
+        self.screen.close()
+        self._finish(child, io, energy)
+        return self.run
+
+    def _loop(self, child: Child, io: IoMeter) -> None:
+        ended, asked = False, 0
+        while not ended:
+            ended = child.look()
+            io.sample()
+            for kind, piece in child.poll(0 if ended else _TICK):
+                if kind == "event":
+                    self._take(piece)
+                else:
+                    self.screen.text(piece, self.out if kind == "out" else self.err)
+            self._keep_time(child)
+            if self.wishes > asked:
+                asked = self.wishes
+                self._stop(child, asked)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Take in one event; what a job says of its phases, items and facts is kept for the record."""
+        if "progress" in event:
+            self.screen.progress(event["progress"], self.out)
+        if "phases" in event:
+            self.record.phases = {**self.staging, **event["phases"]}
+            self.record.phase = event["phase"]
+            if time.monotonic() - self.written > _RECORD_EVERY or event["phase"] != self.written_phase:
+                self._write_record(event["phase"])
+        if "warning" in event:
+            self.record.warnings.append(event["warning"])
+        self.run.error = event.get("error", self.run.error)
+        self.run.items = event.get("items", self.run.items)
+        self.run.left = event.get("left", self.run.left)
+        self.run.facts = event.get("facts", self.run.facts)
+        if "stopped" in event and self.run.stopped is None:
+            self.run.stopped = event["stopped"]
+
+    def _write_record(self, phase: str) -> None:
+        try:
+            self.record.write(self.folder)
+        except OSError:
+            pass  # a full disk: the job meets it too, and the judge will say so
+        self.written, self.written_phase = time.monotonic(), phase
+
+    def _keep_time(self, child: Child) -> None:
+        seconds = time.monotonic() - self.started
+        if self.limit is None or seconds < self.limit:
+            return
+        if not self.run.stopped:
+            self.run.stopped = f"timed out after {self.limit:g} s"
+            child.ask_to_stop()
+        elif seconds > self.limit + min(_GRACE, self.limit):
+            child.kill()
+
+    def _stop(self, child: Child, wishes: int) -> None:
+        """First wish: stop gently. Second: at once."""
+        if wishes == 1:
+            self.screen.say("Stopping after the current item; once more to end at once")
+            child.ask_to_stop()
+        else:
+            self.run.stopped = "ended at once by the user"
+            child.kill()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def wish(number: int, frame: object) -> None:
+            self.wishes += 1
+
+        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _finish(self, child: Child, io: IoMeter, energy: EnergyMeter) -> None:
+        run, seconds = self.run, time.monotonic() - self.started
+        run.exit_code, run.signal = child.exit_code, child.signal
+        known = sum(self.record.phases.values()) - sum(self.staging.values())
+        if seconds > known:  # start and end of the process, and what a killed one could not tell
+            phase = self.record.phase if child.signal and self.record.phase not in ("", "staging") else "other"
+            self.record.phases[phase] = self.record.phases.get(phase, 0.0) + seconds - known
+        assert child.usage is not None
+        run.usage = {
+            "wall_s": seconds,
+            "cpu_s": child.usage.ru_utime + child.usage.ru_stime,
+            "peak_memory_bytes": child.usage.ru_maxrss * 1024,
+            "gpu_peak_bytes": run.facts.pop("gpu_peak_bytes", None),
+            **io.read(),
+            **energy.read(),
+        }
