@@ -19,7 +19,7 @@ _ROUNDING = 1e-13
 def fsc(first: torch.Tensor, second: torch.Tensor, dims: int = 3) -> torch.Tensor:
     """Correlation of two maps [..., N, N, N] (dims 3) or images [..., N, N] (dims 2) in shells 0 to N//2, [..., N//2+1], float64.
 
-    A shell in which either has no power counts as 0.
+    A shell in which either has no power counts as 0; shell 0, the mean alone, as 1.
     """
     if first.shape[-dims:] != second.shape[-dims:]:
         raise ValueError(f"FSC of maps of unlike shape: {tuple(first.shape)} and {tuple(second.shape)}")
@@ -35,7 +35,9 @@ def fsc_of_transforms(first: torch.Tensor, second: torch.Tensor, size: int, dims
         power = shell_sums(transform.real.square() + transform.imag.square(), size, dims)
         empty |= power <= _ROUNDING * counts * power.sum(dim=-1, keepdim=True) / counts.sum()
         norm = norm * power.sqrt()
-    return torch.where(empty, 0.0, cross / norm.clamp(min=1e-300))
+    curve = torch.where(empty, 0.0, cross / norm.clamp(min=1e-300))
+    curve[..., 0] = 1.0
+    return curve
 
 
 def resolution_shell(curve: torch.Tensor, threshold: float = 0.143) -> int:
@@ -83,8 +85,7 @@ def corrected_fsc(masked: torch.Tensor, randomised: torch.Tensor, from_shell: in
     """(FSC_masked - FSC_random) / (1 - FSC_random), from two shells after the randomisation shell on; before that FSC_masked.
 
     `masked`, `randomised`: FSC of the masked maps before and after the phases were randomised from `from_shell`, [shells].
-    A shell where the random maps agree better than the real ones is 0 (RELION's rule).
     """
-    corrected = torch.where(randomised < masked, (masked - randomised) / (1 - randomised).clamp(min=1e-12), 0.0)
+    corrected = (masked - randomised) / (1 - randomised).clamp(min=1e-12)
     shells = torch.arange(len(masked), device=masked.device)
     return torch.where(shells < from_shell + 2, masked, corrected)

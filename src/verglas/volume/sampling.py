@@ -79,6 +79,7 @@ def view_directions(rot: torch.Tensor, tilt: torch.Tensor) -> torch.Tensor:
 
 # inside the unit that starts at y >= 0, z >= 0, and near no axis of any group, so that hardly two copies of a direction are as near
 _CENTRE = (0.0931, 0.6871, 0.7206)
+_LEAST_SHARE = 0.1
 
 
 def asymmetric_unit(matrices: torch.Tensor, group: str) -> torch.Tensor:
@@ -95,12 +96,17 @@ def asymmetric_unit(matrices: torch.Tensor, group: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RotationGrid:
-    """A grid over one unit of SO(3): `pixels` [directions] (nested HEALPix of `order`) x `n_psi` in-plane angles of 360/n_psi."""
+    """A grid over one unit of SO(3): `pixels` [directions] (nested HEALPix of `order`) x `n_psi` in-plane angles of 360/n_psi.
+
+    share [directions]: the part of each direction's cell that lies in the unit, 1 but at its border. It is the prior of a direction
+    when all orientations are equally likely; times the order of the group, the shares add up to nearly the whole sphere.
+    """
 
     order: int
     group: str
     pixels: torch.Tensor
     n_psi: int
+    share: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.pixels) * self.n_psi
@@ -133,7 +139,7 @@ class RotationGrid:
     def children(self, poses: torch.Tensor, levels: int = 1) -> torch.Tensor:
         """Rot, tilt, psi [..., 8^levels, 3] of the finer poses inside the cells of `poses` [...] (8: 4 directions x 2 psi, psi fastest).
 
-        The children of a unit cover a unit: some may lie over its border, and none is a copy of another.
+        The children of a unit cover the unit and a little over its border.
         """
         fine, split = self.order + levels, 2**levels
         spread = torch.arange(split * split, device=poses.device)
@@ -151,16 +157,26 @@ def rotation_grid(
 ) -> RotationGrid:
     """Grid of `healpix_order` over one unit of the group; psi_step in degrees (60 / 2^order where not given) is fitted to 360.
 
-    The directions kept are those that `asymmetric_unit` leaves where they are. InputError for an unknown group.
+    Kept are the directions of which more than a tenth of the cell lies in the unit of `asymmetric_unit`, so that no pose of the unit
+    is far from all cells; by the centre of the cell alone a few per cent of the poses would be. InputError for an unknown group.
     """
-    rot, tilt = healpix_directions(healpix_order)
-    views, centre = view_directions(rot, tilt), torch.tensor(_CENTRE, dtype=torch.float64)
-    operators = symmetry_operators(symmetry)
-    # a direction on an axis is its own copy: a hair's breadth of tolerance keeps it
-    others = torch.einsum("ni,gij,j->ng", views, operators, centre).amax(dim=1)
-    pixels = torch.nonzero(views @ centre >= others - 1e-9).squeeze(1)
+    group = group_name(symmetry)
+    share = _shares(healpix_order, group)
+    pixels = torch.nonzero(share > _LEAST_SHARE).squeeze(1)
     n_psi = max(1, round(360.0 / (angular_step(healpix_order) if psi_step is None else psi_step)))
-    return RotationGrid(healpix_order, group_name(symmetry), pixels.to(device), n_psi)
+    return RotationGrid(healpix_order, group, pixels.to(device), n_psi, share[pixels].to(device))
+
+
+def _shares(order: int, group: str) -> torch.Tensor:
+    """Part of each cell of `order` inside the group's unit, counted on the 16 directions two orders finer; float64."""
+    fine = 0 if group == "C1" else 2
+    views = view_directions(*healpix_directions(order + fine))
+    centre = torch.tensor(_CENTRE, dtype=torch.float64)
+    nearest = torch.full((len(views),), -1.0, dtype=torch.float64)
+    for operator in symmetry_operators(group):
+        nearest = torch.maximum(nearest, views @ (operator @ centre))
+    # a direction on an axis is its own copy: a hair's breadth of tolerance keeps it
+    return (views @ centre >= nearest - 1e-9).double().reshape(-1, 4**fine).mean(dim=1)
 
 
 def random_perturbation(step: float, generator: torch.Generator | None = None, factor: float = 0.5) -> torch.Tensor:
