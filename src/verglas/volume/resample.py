@@ -29,7 +29,7 @@ def interpolation_matrix(size: int, pixel_in: float, pixel_out: float, box_out: 
     distance = position[:, None] - (torch.arange(size, dtype=torch.float64) - size // 2)
     limit = min(size / 2, size * pixel_in / (2 * pixel_out))
     frequency = torch.arange(1, size // 2 + 1, dtype=torch.float64)
-    strength = torch.where(frequency < limit - 1e-9, 2.0, 0.0)
+    strength = torch.where(frequency < limit - 1e-9, 2.0, 0.0).double()
     if size % 2 == 0 and limit > size / 2 - 1e-9:
         strength[-1] = 1.0  # the Nyquist frequency of an even size stands for both its signs
     waves = torch.cos(2 * torch.pi / size * distance[..., None] * frequency)
