@@ -95,7 +95,7 @@ def _long_codes(padded: np.ndarray, bits: int, codec: EerCodec) -> np.ndarray:
     candidates = np.flatnonzero(run)
     step = codec.event_bits
     span = bits + codec.skip + step
-    by_residue = np.argsort(candidates % step, kind="stable")
+    by_residue = np.argsort((candidates % step).astype(np.uint8), kind="stable")
     keys = (candidates % step)[by_residue] * span + candidates[by_residue]
     after = np.concatenate([[0], candidates + codec.skip])
     found = np.searchsorted(keys, after % step * span + after)

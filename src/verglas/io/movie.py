@@ -93,6 +93,8 @@ def open_movie(path: PathName, eer_grouping: int | None = None, eer_upsampling: 
             header = read_header(path)
             return Movie(path, (1,) * header.shape[0], _frames=_MrcFrames(path, header))
         with tifffile.TiffFile(path) as tiff:
+            tiff.pages.useframes = False
+            check_chain(tiff)
             if not is_eer(tiff.pages[-1]):  # type: ignore[arg-type]
                 frames = _tiff_frames(path, tiff)
                 return Movie(path, (1,) * len(frames), _frames=frames)
@@ -192,7 +194,7 @@ class _TiffFrames:
 
     def read(self, index: int) -> np.ndarray:
         page = self.pages[index]
-        if page.is_tiled or page.fillorder != 1:
+        if page.is_tiled or page.fillorder != 1 or page.predictor > 2:
             with tifffile.TiffFile(self.path) as tiff:
                 return tiff.pages[index].asarray()[::-1]
         with self.path.open("rb") as file:
@@ -204,8 +206,18 @@ class _TiffFrames:
         return _strips_to_image(page, strips)[::-1]
 
 
+def check_chain(tiff: tifffile.TiffFile) -> None:
+    """Raise ValueError where the last page points at another one that cannot be read, as in a file cut short."""
+    page, form = tiff.pages[-1], tiff.tiff
+    assert isinstance(page, tifffile.TiffPage)
+    tiff.filehandle.seek(page.offset)
+    count = struct.unpack(form.tagnoformat, tiff.filehandle.read(form.tagnosize))[0]
+    tiff.filehandle.seek(page.offset + form.tagnosize + count * form.tagsize)
+    if struct.unpack(form.offsetformat, tiff.filehandle.read(form.offsetsize))[0]:
+        raise ValueError(f"the file ends after {len(tiff.pages)} frames, and more were written: it is cut short")
+
+
 def _tiff_frames(path: Path, tiff: tifffile.TiffFile) -> _TiffFrames:
-    tiff.pages.useframes = False
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
     shapes = {page.shape for page in pages}
     if len(shapes) != 1 or len(pages[0].shape) != 2:
