@@ -1,0 +1,89 @@
+"""Where to cut a list of peak scores into noise and particles, without a person to look.
+
+The peaks of all micrographs are taken together: a mixture of two normal distributions is fitted (EM, started from Otsu's split,
+IEEE Trans. Syst. Man Cybern. 9 (1979) 62), and the cut lies where a peak is as likely of either kind. It is never inside the noise:
+where there is no second population, only peaks that stand out of the first are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_NOISE_LIMIT = 2.5  # deviations of the noise peaks above their mean, the lowest cut
+_FEWEST = 20  # scores that a mixture can be fitted to
+_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The threshold, the mean and deviation of noise and particle scores, the share of particles, and how far apart they are.
+
+    `separation` is the difference of the means over the root mean square deviation (Ashman's D is √2 times that / √2; above 2: clear).
+    """
+
+    threshold: float
+    noise: tuple[float, float]
+    particles: tuple[float, float]
+    share: float
+
+    @property
+    def separation(self) -> float:
+        """Distance of the two means in units of the mean deviation; above 2 the populations are clearly apart (Ashman's D)."""
+        spread = np.hypot(self.noise[1], self.particles[1]) / np.sqrt(2)
+        return float((self.particles[0] - self.noise[0]) / max(spread, 1e-12))
+
+
+def find_cut(scores: np.ndarray) -> Cut:
+    """The cut of peak scores [n] of all micrographs. With fewer than 20 scores all are kept."""
+    scores = np.sort(np.asarray(scores, np.float64))
+    if len(scores) < _FEWEST:
+        return Cut(-np.inf, (0.0, 1.0), (0.0, 1.0), 1.0)
+    scores = np.clip(scores, *np.quantile(scores, [0.002, 0.998]))
+    mean, spread, share = _fit(scores, _otsu(scores))
+    threshold = max(_equal_odds(mean, spread, share), mean[0] + _NOISE_LIMIT * spread[0])
+    return Cut(float(threshold), (mean[0], spread[0]), (mean[1], spread[1]), float(share))
+
+
+def _otsu(scores: np.ndarray) -> int:
+    """Number of scores (sorted) in the lower group of the split with the largest variance between groups."""
+    count = np.arange(1, len(scores))
+    total = np.cumsum(scores)[:-1]
+    low, high = total / count, (scores.sum() - total) / (len(scores) - count)
+    return int(count[np.argmax(count * (len(scores) - count) * (high - low) ** 2)])
+
+
+def _fit(scores: np.ndarray, split: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Means [2], deviations [2] and the share of the upper of two normal distributions, by expectation and maximisation."""
+    upper = (np.arange(len(scores)) >= split).astype(np.float64)
+    floor = 0.02 * scores.std() + 1e-12
+    mean = spread = np.zeros(2)
+    share = 0.5
+    for _ in range(_ITERATIONS):
+        weights = np.stack([1 - upper, upper])
+        total = weights.sum(axis=1) + 1e-9
+        share = float(total[1] / len(scores))
+        mean = weights @ scores / total
+        spread = np.sqrt((weights * (scores - mean[:, None]) ** 2).sum(axis=1) / total).clip(min=floor)
+        new = _odds(scores, mean, spread, share)
+        # above both means it is a particle, below both it is not, whatever the wider distribution says of the tails
+        new = np.where(scores > mean[1], np.maximum.accumulate(new), new)
+        new = np.where(scores < mean[0], 0.0, new)
+        if np.abs(new - upper).max() < 1e-4:
+            break
+        upper = new
+    return mean, spread, share
+
+
+def _odds(scores: np.ndarray, mean: np.ndarray, spread: np.ndarray, share: float) -> np.ndarray:
+    """Probability that each score is of the upper population."""
+    log = -0.5 * ((scores - mean[:, None]) / spread[:, None]) ** 2 - np.log(spread)[:, None]
+    log += np.log(np.array([1 - share, share]).clip(1e-9))[:, None]
+    return 1 / (1 + np.exp(np.clip(log[0] - log[1], -60, 60)))
+
+
+def _equal_odds(mean: np.ndarray, spread: np.ndarray, share: float) -> float:
+    """The score between the two means where both populations are as likely."""
+    line = np.linspace(mean[0], mean[1], 1001)
+    return float(line[np.argmax(_odds(line, mean, spread, share) >= 0.5)])
