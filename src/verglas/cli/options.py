@@ -59,7 +59,8 @@ def to_params(declared: JobType, given: dict[str, Any], base: dict[str, Any] | N
     try:
         return declared.params(**values)
     except ValidationError as error:
-        raise InputError(declared.name, "; ".join(_sentence(declared, problem) for problem in error.errors())) from None
+        (where, what), *others = [_sentence(declared, problem) for problem in error.errors()]
+        raise InputError(where, "; ".join([what, *(f"{place}: {text}" for place, text in others)])) from None
 
 
 def to_inputs(declared: JobType, found: argparse.Namespace) -> dict[str, Any]:
@@ -183,19 +184,19 @@ def _seconds(text: str | None) -> float | None:
     return value
 
 
-def _sentence(declared: JobType, problem: Any) -> str:
-    """One pydantic error in words."""
+def _sentence(declared: JobType, problem: Any) -> tuple[str, str]:
+    """One pydantic error in words: the option, what was found and what was expected."""
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "missing":
-        return f"{option(name)} is needed: {declared.params.model_fields[name].description}"
-    expected = {
-        "float_parsing": "a number with a decimal point",
-        "finite_number": "a finite number",
-        "int_parsing": "a whole number",
-        "int_from_float": "a whole number",
-        "bool_parsing": "yes or no",
-    }.get(problem["type"])
-    text = expected or problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    found = problem.get("input")
-    where = f"{option(name)}: " if name else ""
-    return f"{where}found {found!r}, expected {text}" if name else f"{text}"
+        return option(name), f"is needed: {declared.params.model_fields[name].description}"
+    text = _EXPECTED.get(problem["type"]) or problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return (option(name), f"found {problem.get('input')!r}, expected {text}") if name else (declared.name, text)
+
+
+_EXPECTED = {
+    "float_parsing": "a number, with a point for decimals",
+    "finite_number": "a finite number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_parsing": "yes or no",
+}

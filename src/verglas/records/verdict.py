@@ -42,7 +42,8 @@ class Evidence:
 
 def judge(evidence: Evidence) -> tuple[str, list[str]]:
     """Verdict and reasons. Reasons name metrics that are out of range, but no figure: a failed job has no quality."""
-    reasons = [*_ending(evidence), *evidence.input_problems, *_items(evidence.items), *evidence.output_problems]
+    reasons = _ending(evidence) or [*_items(evidence.items), *evidence.output_problems]
+    reasons += evidence.input_problems
     if evidence.measuring_failed:
         reasons.append(evidence.measuring_failed)
     if not reasons:  # what a broken run left is not measured against ranges
@@ -53,11 +54,17 @@ def judge(evidence: Evidence) -> tuple[str, list[str]]:
 
 
 def check_results(evidence: Evidence) -> list[dict[str, Any]]:
-    """Every check with its range, source and whether it held, for the record."""
-    metrics = evidence.metrics or {}
+    """Every check with its range, source and whether it held, for the record; `held` is None where nothing could be measured."""
+    metrics = evidence.metrics
     return [
-        {"metric": c.metric, "low": c.low, "high": c.high, "source": c.source, "held": _out_of_range(c, metrics) is None}
-        for c in evidence.checks
+        {
+            "metric": check.metric,
+            "low": check.low,
+            "high": check.high,
+            "source": check.source,
+            "held": None if metrics is None else _out_of_range(check, metrics) is None,
+        }
+        for check in evidence.checks
     ]
 
 

@@ -7,6 +7,7 @@ It leads its own process group (Ctrl-C reaches the parent alone, which asks it t
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
 import selectors
@@ -155,6 +156,7 @@ def _be_child(main: Callable[[Send], int], pipes: dict[str, int], parent: int) -
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  also where the parent's was replaced
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stdin = open(os.devnull)  # noqa: SIM115
+        faulthandler.enable(sys.stderr)
         event = pipes["event"]
 
         def send(message: dict[str, Any]) -> None:

@@ -1,0 +1,43 @@
+"""`verglas run`: a recipe from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from verglas.errors import InputError
+
+
+def run_command(name: str, settings: list[str], *, plan: bool, as_json: bool) -> int:
+    """Run or plan a recipe; the exit code of the step that failed, else 0."""
+    from verglas.records.table import ending
+    from verglas.workflow.recipe import load_recipe
+    from verglas.workflow.screen import Screen
+    from verglas.workflow.steps import run_recipe
+
+    recipe = load_recipe(name, _settings(settings))
+    screen = Screen(sys.stderr if as_json else sys.stdout)
+    told: list[dict[str, Any]] = []
+    code = 0
+    for result in run_recipe(recipe, screen, plan=plan):
+        code = result.exit_code if result.what == "failed" else code
+        verdict = result.record.verdict if result.record else None
+        told.append({"step": result.step.name, "job": result.step.job, "what": result.what, "folder": str(result.folder or ""), "verdict": verdict})
+        if result.what in ("done", "failed") and result.record and result.folder:
+            screen.say(ending(result.record, result.folder))
+        else:
+            screen.say(f"── {result.step.name}: {result.what}" + (f", {result.folder}" if result.folder else ""))
+    if as_json:
+        print(json.dumps({"recipe": recipe.name, "steps": told, "exit_code": code}, indent=1))
+    return code
+
+
+def _settings(words: list[str]) -> dict[str, str]:
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"--set {word}", "has no =", "Write --set name=value")
+        found[name.strip()] = value
+    return found

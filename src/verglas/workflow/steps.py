@@ -1,0 +1,154 @@
+"""Carries out a recipe in the project of the working directory: what is done already stays, what was begun goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verglas.errors import InputError
+from verglas.jobs.declaration import JobType
+from verglas.jobs.registry import job_type
+from verglas.project.project import Project
+from verglas.records.lock import is_running
+from verglas.records.record import FAIL, Record
+from verglas.records.table import current_verdict
+from verglas.workflow.expression import evaluate
+from verglas.workflow.folder import records_of
+from verglas.workflow.recipe import Recipe, Step
+from verglas.workflow.request import JobRequest, fingerprint, option
+from verglas.workflow.runner import Outcome, describe, run_job
+from verglas.workflow.screen import Screen
+
+
+@dataclass
+class StepResult:
+    """What became of a step: `done`, `kept` (nothing had changed), `skipped` (`when` was false), `failed`, or `planned`."""
+
+    step: Step
+    what: str
+    folder: Path | None = None
+    record: Record | None = None
+    exit_code: int = 0
+
+
+def run_recipe(recipe: Recipe, screen: Screen, *, plan: bool = False) -> Iterator[StepResult]:
+    """Run the steps in order, yielding what became of each; the first that fails is the last.
+
+    With `plan`, nothing runs: the steps that would are `planned`, as are all that depend on them.
+    """
+    project = Project.here()
+    if project is None:
+        raise InputError(Path.cwd(), "is not a project", "Make one here: verglas new .")
+    if not plan:
+        preload()
+    results: dict[str, StepResult] = {}
+    for step in recipe.steps:
+        result = _Step(recipe, step, results, project, screen).carry_out(plan)
+        results[step.name] = result
+        yield result
+        if result.what == "failed":
+            return
+
+
+def preload() -> None:
+    """Import the numerical libraries once, so that no step's process has to; no thread and no GPU is started by it."""
+    import numpy  # noqa: F401
+    import pandas  # noqa: F401
+    import scipy.fft  # noqa: F401
+    import torch  # noqa: F401
+
+    assert "torch" in sys.modules
+
+
+@dataclass
+class _Step:
+    recipe: Recipe
+    step: Step
+    results: dict[str, StepResult]
+    project: Project
+    screen: Screen
+
+    @property
+    def where(self) -> str:
+        return f"{self.recipe.path}: step {self.step.name}"
+
+    def carry_out(self, plan: bool) -> StepResult:
+        """Keep, skip, plan or run the step."""
+        if plan and any(self.results[name].what == "planned" for name in self.recipe.needs(self.step)):
+            return StepResult(self.step, "planned")
+        if not evaluate(self.step.when, self._look_up, self.where):
+            return StepResult(self.step, "skipped")
+        request = self._request()
+        request.check_inputs()
+        known = self._known(request)
+        if known is not None:
+            if request.alias:
+                self.project.set_alias(f"{known[0]}/", request.alias)
+            return StepResult(self.step, "kept", *known)
+        if plan:
+            return StepResult(self.step, "planned")
+        self.screen.say(f"── {self.step.name}: {self.step.job}")
+        outcome: Outcome = run_job(request, self.screen)
+        what = "failed" if outcome.record.verdict == FAIL else "done"
+        return StepResult(self.step, what, outcome.folder, outcome.record, outcome.exit_code)
+
+    def _request(self) -> JobRequest:
+        declared = job_type(self.step.job)
+        params = {}
+        for name, value in self.step.params.items():
+            params[name] = evaluate(value, self._look_up, f"{self.where}, params.{name}")
+        inputs = {}
+        for name, value in self.step.inputs.items():
+            given = evaluate(value, self._look_up, f"{self.where}, inputs.{name}")
+            inputs[name] = _paths(declared, name, given)
+        name = f"{self.recipe.name}/{self.step.name}"
+        return JobRequest(declared, self._checked(declared, params), inputs, alias=self.step.alias, step=name)
+
+    def _checked(self, declared: JobType, values: dict[str, Any]) -> Any:
+        from pydantic import ValidationError
+
+        try:
+            return declared.params(**values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"]))
+            raise InputError(f"{self.where}, params.{name}", f"found {problem.get('input')!r}: {problem['msg']}") from None
+
+    def _look_up(self, name: str) -> Any:
+        """Value of a variable, file of an output, or a metric; None for a step that was skipped."""
+        first, dot, what = name.partition(".")
+        if not dot:
+            return self.recipe.variables[first]
+        result = self.results[first]
+        if result.what == "skipped":
+            return None
+        assert result.record is not None
+        outputs = {output["name"]: f"{result.folder}/{output['path']}" for output in result.record.outputs}
+        found = {**result.record.metrics, **outputs}
+        if what not in found:
+            raise InputError(self.where, f"step {first} has no output or metric {what!r}", f"It has: {', '.join(found)}")
+        return found[what]
+
+    def _known(self, request: JobRequest) -> tuple[Path, Record] | None:
+        """A finished job of the same work in this project, its outputs as they were judged."""
+        wanted = fingerprint(request, describe(request))
+        for folder, record in records_of(request.declared.name):
+            if record.fingerprint == wanted:
+                if is_running(folder):
+                    raise InputError(self.where, f"is running already in {folder}", "Wait for it, or stop it: verglas stop JOB")
+                if record.state == "finished" and current_verdict(folder, record)[0] != FAIL:
+                    return folder, record
+        return None
+
+
+def _paths(declared: JobType, name: str, given: Any) -> Any:
+    """Files of an input; an empty text or None is an input that isn't given."""
+    spec = next(spec for spec in declared.inputs if spec.name == name)
+    if spec.many:
+        return [Path(item) for item in (given if isinstance(given, list) else [given]) if item]
+    if isinstance(given, list):
+        raise InputError(option(name), f"takes one file, found {len(given)}")
+    return Path(given) if given else None
