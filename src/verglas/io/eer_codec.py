@@ -1,9 +1,9 @@
 """The run-length code of EER frames: bytes ↔ list of electron events.
 
 A frame is a stream of bits, lowest first. Each code of `skip` bits says how many pixels to step over; below its maximum it is
-followed by an electron and its sub-pixel position (`x` and `y` bits), at the maximum by the next code.
-Format: https://github.com/fei-company/EerReaderLib; RELION reads the 8-bit code as fixed words of 12 bits, which is the same for
-every frame whose gaps stay below 255 pixels.
+followed by an electron and its sub-pixel position (`x` and `y` bits), at the maximum by the next code. The 8-bit code exists in two
+forms: RELION reads fixed words of 12 bits, unused position bits after the maximum included, other programs leave these out.
+Which one a frame is in shows by where its stream ends. Format: https://github.com/fei-company/EerReaderLib.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class EerCodec:
-    """Bits of a code: `skip`, and `x` and `y` of the sub-pixel position."""
+    """Bits of a code: `skip`, and `x` and `y` of the sub-pixel position; `fixed`: position bits follow every code."""
 
     skip: int
     x: int = 2
     y: int = 2
+    fixed: bool = False
 
     @property
     def event_bits(self) -> int:
@@ -31,7 +32,7 @@ class EerCodec:
 
 
 COMPRESSION_8BIT, COMPRESSION_7BIT, COMPRESSION_VARIABLE = 65000, 65001, 65002
-CODECS = {COMPRESSION_8BIT: EerCodec(8), COMPRESSION_7BIT: EerCodec(7)}
+CODECS = {COMPRESSION_8BIT: EerCodec(8, fixed=True), COMPRESSION_7BIT: EerCodec(7)}
 
 
 def decode_events(data: bytes, pixels: int, codec: EerCodec) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +40,8 @@ def decode_events(data: bytes, pixels: int, codec: EerCodec) -> tuple[np.ndarray
 
     Raises ValueError for a stream that ends before the frame's last pixel.
     """
+    if codec.fixed and (found := _decode_fixed(data, pixels, codec)) is not None:
+        return found
     # Zeros behind the end complete the last code, which steps past the last pixel and has no electron.
     padded = np.frombuffer(data + bytes(8), np.uint8)
     bits = 8 * len(data) + codec.event_bits
@@ -64,7 +67,7 @@ def encode_events(position: np.ndarray, sub: np.ndarray, pixels: int, codec: Eer
     gaps = np.diff(np.concatenate([[-1], position, [pixels]])) - 1
     long_codes = gaps // codec.longest
     electrons = np.concatenate([np.ones(len(position), bool), [False]])
-    lengths = codec.skip * long_codes + np.where(electrons, codec.event_bits, codec.skip)
+    lengths = (codec.event_bits if codec.fixed else codec.skip) * long_codes + np.where(electrons, codec.event_bits, codec.skip)
     ends = np.cumsum(lengths)
     bits = np.ones(int(ends[-1]), np.uint8)
     words = (gaps % codec.longest) | (np.concatenate([sub, [0]]).astype(np.int64) << codec.skip)
@@ -72,7 +75,22 @@ def encode_events(position: np.ndarray, sub: np.ndarray, pixels: int, codec: Eer
         has_bit = electrons | (bit < codec.skip)
         first = ends - np.where(electrons, codec.event_bits, codec.skip)
         bits[(first + bit)[has_bit]] = (words >> bit)[has_bit] & 1
+    # Readers take the stream in words of 4 bytes.
+    bits = np.pad(bits, (0, -len(bits) % 32))
     return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _decode_fixed(data: bytes, pixels: int, codec: EerCodec) -> tuple[np.ndarray, np.ndarray] | None:
+    """Electrons of a stream of fixed words, or None when it does not end exactly at the frame's last pixel and the data's end."""
+    words = _words(np.frombuffer(data + bytes(8), np.uint8), np.arange(0, 8 * len(data), codec.event_bits))
+    skip = words & codec.longest
+    electron = skip < codec.longest
+    position = np.cumsum(skip + electron) - electron
+    end = int(np.searchsorted(position, pixels))
+    if end == len(words) or position[end] != pixels or (len(words) - end) * codec.event_bits > 128:
+        return None
+    sub = (words >> codec.skip) & ((1 << (codec.x + codec.y)) - 1)
+    return position[:end][electron[:end]], sub[:end][electron[:end]].astype(np.uint8)
 
 
 def _words(padded: np.ndarray, at: np.ndarray) -> np.ndarray:
