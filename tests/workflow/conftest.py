@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow.faults import FAULTS
 
 import verglas.particles  # noqa: F401  imported once here, not by every job
+from workflow.faults import FAULTS
 
 STAR = """
 # version 30001

@@ -1,6 +1,6 @@
 """Faults put into a real job, and the job run with them: in this process, or by the command line in another.
 
-    python faults.py FAULT job JoinStar --files a.star b.star --out DIR
+python faults.py FAULT job JoinStar --files a.star b.star --out DIR
 """
 
 import os
@@ -161,7 +161,7 @@ def _foreign_output_before_judging() -> None:
     def swap_and_judge(self: Any, *arguments: Any) -> Any:
         target = self.folder / "join_particles.star"
         shutil.copy(target, str(target) + ".new")
-        os.replace(str(target) + ".new", target)
+        Path(str(target) + ".new").replace(target)
         return judge(self, *arguments)
 
     runner._Running.judge = swap_and_judge  # type: ignore[method-assign]

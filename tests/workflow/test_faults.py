@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow.commands import start, table, wait_for, wait_until_free
 
 from verglas.project.project import Project
+from workflow.commands import start, table, wait_for, wait_until_free
 
 Job = Callable[..., int]
 FIGURE = "4 rows, 2 optics groups"  # what a sound run of the job says of itself
@@ -176,7 +176,7 @@ def test_two_runs_in_one_folder(work: Path, job: Job, capsys: pytest.CaptureFixt
 
 def test_unknown_option_and_bad_value_never_start(job: Job, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job("none", "-auto_refine") == 2
-    assert "-auto_refine: is not an option of JoinStar" in capsys.readouterr().out
+    assert "-auto_refine: is not an option of verglas job JoinStar" in capsys.readouterr().out
     assert job("none", "--random_seed", "0,885") == 2
     assert "--random-seed: found '0,885', expected a whole number" in capsys.readouterr().out
     assert not (work / "J").exists()
@@ -228,10 +228,11 @@ def test_foreign_file_over_an_output_after_the_verdict(job: Job, work: Path, cap
     assert_failed(capsys, "join_particles.star was changed after the job was judged")
 
 
-def test_foreign_file_over_an_output_before_the_verdict(job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from workflow.faults import _foreign_output_before_judging
-
+def test_foreign_file_over_an_output_before_the_verdict(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from verglas.workflow import runner
+    from workflow.faults import _foreign_output_before_judging
 
     monkeypatch.setattr(runner._Running, "judge", runner._Running.judge)
     _foreign_output_before_judging()

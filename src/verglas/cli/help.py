@@ -6,7 +6,8 @@ import textwrap
 import typing
 from typing import Any
 
-from verglas.cli.options import RUNNER_FLAGS, RUNNER_OPTIONS, kinds_of
+from verglas.cli.fields import kinds_of
+from verglas.cli.options import RUNNER_FLAGS, RUNNER_OPTIONS
 from verglas.jobs.declaration import JobType
 from verglas.workflow.request import option
 
@@ -20,13 +21,13 @@ def help_page(declared: JobType) -> str:
         parts += ["Inputs:"]
         for spec in declared.inputs:
             facts = ["needed" if spec.required else "optional", "several can be given" if spec.many else "", _relion("", spec.flag)]
-            parts.append(_entry(option(spec.name), "FILE", spec.help, facts))
+            parts.append(entry(option(spec.name), "FILE", spec.help, facts))
     own = [name for name in declared.params.model_fields if name not in _common()]
     for title, names in (("Parameters:", own), ("Parameters of every job:", _common())):
-        parts += ["", title, *(_parameter(name, declared.params.model_fields[name]) for name in names)]
+        parts += ["", title, *(field_entry(name, declared.params.model_fields[name]) for name in names)]
     parts += ["", "The run:"]
-    parts += [_entry(option(name), metavar, text, []) for name, (metavar, text) in RUNNER_OPTIONS.items()]
-    parts += [_entry(option(name), "", text, []) for name, text in RUNNER_FLAGS.items()]
+    parts += [entry(option(name), metavar, text, []) for name, (metavar, text) in RUNNER_OPTIONS.items()]
+    parts += [entry(option(name), "", text, []) for name, text in RUNNER_FLAGS.items()]
     parts += ["", "Underscores may be written for dashes. Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 stopped, 4 UNCHECKED."]
     return "\n".join(parts)
 
@@ -37,13 +38,14 @@ def _common() -> list[str]:
     return list(JobParams.model_fields)
 
 
-def _parameter(name: str, info: Any) -> str:
+def field_entry(name: str, info: Any) -> str:
+    """The help of one field of a model."""
     extra = info.json_schema_extra or {}
     facts = [_default(info), _limits(info), _relion(extra.get("label", ""), extra.get("flag", ""))]
     switch = bool in kinds_of(info.annotation)
     metavar = "" if switch else _metavar(info.annotation, extra.get("unit", ""))
     text = (info.description or "") + (f" [{extra['unit']}]" if extra.get("unit") else "")
-    return _entry(option(name) + (f", --no-{name.replace('_', '-')}" if switch else ""), metavar, text, facts)
+    return entry(option(name) + (f", --no-{name.replace('_', '-')}" if switch else ""), metavar, text, facts)
 
 
 def _metavar(annotation: Any, unit: str) -> str:
@@ -76,7 +78,8 @@ def _relion(label: str, flag: str) -> str:
     return f"RELION: {text}" if text else ""
 
 
-def _entry(name: str, metavar: str, text: str, facts: list[str]) -> str:
+def entry(name: str, metavar: str, text: str, facts: list[str]) -> str:
+    """An option with its text in a column beside it, and facts in brackets."""
     head = f"  {name} {metavar}".rstrip()
     body = text + (f" ({'; '.join(fact for fact in facts if fact)})" if any(facts) else "")
     lines = textwrap.wrap(body, _WIDTH - _COLUMN) or [""]

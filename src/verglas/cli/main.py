@@ -1,5 +1,7 @@
 """`verglas`: the commands. Exit codes: 0 PASS or done, 1 FAIL, 2 bad input, 3 stopped, 4 UNCHECKED."""
 
+# ruff: noqa: D301 UP045  \b keeps the lines of a help text; typer reads Optional in every Python
+
 from __future__ import annotations
 
 import sys
@@ -60,8 +62,8 @@ def new(folder: Annotated[Path, typer.Argument(help="Folder to make a project in
 
 @app.command("job", context_settings=_ANYTHING_AFTER)
 def job(
-    type_name: Annotated[Optional[str], typer.Argument(metavar="TYPE", help="Job type; without one, all are listed.")] = None,  # noqa: UP045
-    options: Annotated[Optional[list[str]], typer.Argument(metavar="OPTIONS", help="Options of the type.")] = None,  # noqa: UP045
+    type_name: Annotated[Optional[str], typer.Argument(metavar="TYPE", help="Job type; without one, all are listed.")] = None,
+    options: Annotated[Optional[list[str]], typer.Argument(metavar="OPTIONS", help="Options of the type.")] = None,
 ) -> None:
     """Run one job. Its options: verglas job TYPE --help.
 
@@ -78,7 +80,7 @@ def job(
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships with the package, or a TOML file.")],
-    set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,  # noqa: UP045
+    set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     json: Json = False,
 ) -> None:
@@ -99,7 +101,7 @@ def stats(
     project: Annotated[Path, typer.Argument(help="Project, or any folder with job folders in it.")] = Path(),
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    html: Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="Write an HTML page.")] = None,  # noqa: UP045
+    html: Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="Write an HTML page.")] = None,
 ) -> None:
     """One row a job: where, how long, how much data, and the verdict. Exit code 1 if a job failed.
 
@@ -116,7 +118,7 @@ def stats(
 @app.command()
 def report(
     project: Annotated[Path, typer.Argument(help="Project, or any folder with job folders in it.")] = Path(),
-    out: Annotated[Optional[Path], typer.Option(metavar="FILE", help="The page to write [default: report.html in it].")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(metavar="FILE", help="The page to write [default: report.html in it].")] = None,
 ) -> None:
     """Write report.html: job table, timeline and the jobs' pictures in one file.
 
@@ -158,7 +160,7 @@ def stop(job: Annotated[str, typer.Argument(help="Job: 8, job008, Class2D/job008
 
 @app.command()
 def clean(
-    jobs: Annotated[Optional[list[str]], typer.Argument(help="Jobs to clean; without any, all of the project.")] = None,  # noqa: UP045
+    jobs: Annotated[Optional[list[str]], typer.Argument(help="Jobs to clean; without any, all of the project.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Remove intermediate files, such as iterations before the last, as RELION's gentle clean does.
@@ -186,3 +188,37 @@ def check(
     from verglas.cli.show import check_command
 
     raise typer.Exit(check_command(file, as_json=json))
+
+
+@app.command(context_settings={**_ANYTHING_AFTER, "ignore_unknown_options": True, "help_option_names": []})
+def simulate(options: Annotated[Optional[list[str]], typer.Argument(metavar="OPTIONS")] = None) -> None:
+    """Make movies from a model, with the truth beside them. Its options: verglas simulate --help.
+
+    \b
+    verglas simulate --tier tiny --out simulated
+    verglas simulate --model 1ado.cif --movies 24 --out simulated
+    """
+    from verglas.cli.simulate import run_command
+
+    raise typer.Exit(run_command(options or []))
+
+
+@app.command()
+def bench(
+    recipe: Annotated[str, typer.Argument(help="A recipe that ships with the package, or a TOML file.")] = "aldolase",
+    tier: Annotated[str, typer.Option(help="Size of the simulated data: tiny or small.")] = "tiny",
+    repeat: Annotated[int, typer.Option(min=1, help="Runs, for the spread.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for data, projects and report.")] = Path("bench"),
+    set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,
+    json: Json = False,
+) -> None:
+    """Simulate, run, score against the truth; prints both tables and writes report.html.
+
+    \b
+    verglas bench aldolase --tier tiny
+    verglas bench aldolase --tier tiny --repeat 3 --out bench
+    """
+    from verglas.bench.api import run_bench
+    from verglas.cli.run import settings_of
+
+    raise typer.Exit(run_bench(recipe, tier=tier, repeat=repeat, out=out, settings=settings_of(set_ or []), as_json=json))

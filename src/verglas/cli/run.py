@@ -16,14 +16,15 @@ def run_command(name: str, settings: list[str], *, plan: bool, as_json: bool) ->
     from verglas.workflow.screen import Screen
     from verglas.workflow.steps import run_recipe
 
-    recipe = load_recipe(name, _settings(settings))
+    recipe = load_recipe(name, settings_of(settings))
     screen = Screen(sys.stderr if as_json else sys.stdout)
     told: list[dict[str, Any]] = []
     code = 0
     for result in run_recipe(recipe, screen, plan=plan):
         code = result.exit_code if result.what == "failed" else code
         verdict = result.record.verdict if result.record else None
-        told.append({"step": result.step.name, "job": result.step.job, "what": result.what, "folder": str(result.folder or ""), "verdict": verdict})
+        folder = str(result.folder or "")
+        told.append({"step": result.step.name, "job": result.step.job, "what": result.what, "folder": folder, "verdict": verdict})
         if result.what in ("done", "failed") and result.record and result.folder:
             screen.say(ending(result.record, result.folder))
         else:
@@ -33,7 +34,8 @@ def run_command(name: str, settings: list[str], *, plan: bool, as_json: bool) ->
     return code
 
 
-def _settings(words: list[str]) -> dict[str, str]:
+def settings_of(words: list[str]) -> dict[str, str]:
+    """`name=value` words as a table."""
     found = {}
     for word in words:
         name, equals, value = word.partition("=")

@@ -33,7 +33,7 @@ def project_lock(root: Path, patience: float = _RELION_WAITS + 20) -> Iterator[N
             if _is_stale(lock):
                 _remove(lock)
             elif time.monotonic() > deadline:
-                raise InputError(lock, "another program has been changing this project for minutes", f"If none runs: rmdir {lock}") from None
+                raise InputError(lock, "another program has held the project for minutes", f"If none runs: rmdir {lock}") from None
             else:
                 time.sleep(0.05)
         except OSError as error:

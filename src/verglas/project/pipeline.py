@@ -63,7 +63,8 @@ def read_pipeline(path: Path) -> Pipeline:
     try:
         general = tables["pipeline_general"]
         pipeline = Pipeline(int(_single(general, "rlnPipeLineJobCounter")))
-        for name, alias, kind, status in _rows(tables, "pipeline_processes", "Name", "Alias", "Type", "Status", prefix="rlnPipeLineProcess"):
+        labels = ("Name", "Alias", "Type", "Status")
+        for name, alias, kind, status in _rows(tables, "pipeline_processes", *labels, prefix="rlnPipeLineProcess"):
             pipeline.processes[name] = Process(name, int(kind), Status(int(status)), None if alias == "None" else alias)
         for name, kind in _rows(tables, "pipeline_nodes", "Name", "Type", prefix="rlnPipeLineNode"):
             pipeline.nodes[name] = int(kind)

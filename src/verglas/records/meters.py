@@ -7,7 +7,6 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 _RAPL = Path("/sys/class/powercap")
 

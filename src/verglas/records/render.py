@@ -15,6 +15,21 @@ from verglas.records.units import duration, size
 HEADINGS = ("Job ID", "Description", "Where run", "Ranks/threads/GPUs", "Runtime", "Data", "Notes", "Verdict")
 
 
+_CSV_HEADINGS = [
+    "job",
+    "type",
+    "description",
+    "host",
+    "ranks_threads_gpus",
+    "started",
+    "runtime_s",
+    "bytes",
+    "iterations",
+    "notes",
+    "verdict",
+]
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """A row's texts under HEADINGS."""
     runtime = duration(row.runtime_s) if row.type else ""
@@ -34,7 +49,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     """The table with seconds and bytes as plain numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("job", "type", "description", "host", "ranks_threads_gpus", "started", "runtime_s", "bytes", "iterations", "notes", "verdict"))
+    writer.writerow(_CSV_HEADINGS)
     for row in rows:
         seconds = "" if row.runtime_s is None else f"{row.runtime_s:.3f}"
         numbers = (seconds, "" if row.bytes is None else row.bytes, "" if row.iterations is None else row.iterations)
@@ -73,9 +88,8 @@ def _totals_text(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.type:
             counts[row.verdict] = counts.get(row.verdict, 0) + 1
-    lines = [
+    return [
         "By stage  " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in stages.items()),
         "By phase  " + ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items()),
         f"Total     {duration(sum(stages.values()))}; " + (", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no jobs"),
     ]
-    return lines

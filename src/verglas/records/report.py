@@ -41,19 +41,22 @@ def page(title: str, sections: Sequence[Section]) -> str:
     """A whole HTML page of `sections`."""
     body = "\n".join(f"<section><h2>{html.escape(s.title)}</h2>\n{s.body}\n</section>" for s in sections)
     name = html.escape(title)
-    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>\n<style>{_STYLE}</style></head>\n<body><h1>{name}</h1>\n{body}\n</body></html>\n'
+    head = f'<head><meta charset="utf-8"><title>{name}</title>\n<style>{_STYLE}</style></head>'
+    return f'<!doctype html>\n<html lang="en">{head}\n<body><h1>{name}</h1>\n{body}\n</body></html>\n'
 
 
 def picture(path: Path, caption: str = "") -> str:
     """A PNG or SVG file as an element with the file inside."""
     kind = "svg+xml" if path.suffix == ".svg" else "png"
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img src="data:image/{kind};base64,{data}" alt="{html.escape(caption or path.stem)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    image = f'<img src="data:image/{kind};base64,{data}" alt="{html.escape(caption or path.stem)}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def timeline(rows: Sequence[Row]) -> str:
     """When each job ran, as an SVG drawing; times when nothing ran are kept. A job that went on later shows its last run."""
-    jobs = [(row, datetime.fromisoformat(row.started).timestamp(), row.runtime_s) for row in rows if row.started and row.runtime_s is not None]
+    ran = [(row, row.runtime_s) for row in rows if row.started and row.runtime_s is not None]
+    jobs = [(row, datetime.fromisoformat(row.started).timestamp(), seconds) for row, seconds in ran]
     if not jobs:
         return "<p>Nothing ran.</p>"
     first = min(start for _, start, _ in jobs)
@@ -64,9 +67,11 @@ def timeline(rows: Sequence[Row]) -> str:
         x, wide = left + (start - first) / span * width, max(seconds / span * width, 1.0)
         y, name = i * height, html.escape(f"{row.job} {row.type}")
         bars.append(f'<text x="{left - 8}" y="{y + 15}" text-anchor="end">{name}</text>')
-        bars.append(f'<rect class="{row.verdict.replace(" ", "-")}" x="{x:.1f}" y="{y + 3}" width="{wide:.1f}" height="{height - 6}"><title>{duration(seconds)}</title></rect>')
+        kind = row.verdict.replace(" ", "-")
+        bars.append(f'<rect class="{kind}" x="{x:.1f}" y="{y + 3}" width="{wide:.1f}" height="{height - 6}"/>')
         bars.append(f'<text x="{x + wide + 5:.1f}" y="{y + 15}">{duration(seconds)}</text>')
-    return f'<svg class="timeline" viewBox="0 0 {left + width + 90} {len(jobs) * height}" role="img" aria-label="Timeline of the jobs">{"".join(bars)}</svg>'
+    box = f"0 0 {left + width + 90} {len(jobs) * height}"
+    return f'<svg class="timeline" viewBox="{box}" role="img" aria-label="Timeline of the jobs">{"".join(bars)}</svg>'
 
 
 def _pictures(root: Path, row: Row) -> Section | None:
@@ -90,5 +95,6 @@ td.PASS { color: #178a3a; font-weight: 600 } td.FAIL { color: #d0262d; font-weig
 .totals { display: flex; gap: 3em; flex-wrap: wrap }
 figure { margin: 1em 0 } img { max-width: 100% } figcaption { color: #888 }
 svg.timeline { width: 100% } svg.timeline text { font-size: 13px; fill: currentColor }
-svg.timeline rect { fill: #8888 } svg.timeline rect.PASS { fill: #3a9a5a } svg.timeline rect.FAIL { fill: #d0262d } svg.timeline rect.UNCHECKED { fill: #d49a1a }
+svg.timeline rect { fill: #8888 } svg.timeline rect.PASS { fill: #3a9a5a }
+svg.timeline rect.FAIL { fill: #d0262d } svg.timeline rect.UNCHECKED { fill: #d49a1a }
 """

@@ -71,9 +71,8 @@ def ending(record: Record, folder: Path) -> str:
     lines = [f"{record.verdict}  {folder}  {duration(record.wall_s)}" + (f"  {record.note}" if record.note else "")]
     lines += [f"  {reason}" for reason in record.reasons]
     if record.items and record.items["skipped"] + record.items["failed"]:
-        counts = record.items
-        lines.append(f"  {counts['done']} of {counts['total']} {counts['unit']} done, {counts['skipped']} skipped, {counts['failed']} failed")
-        lines += [f"    {problem['item']}: {problem['reason']}" for problem in counts["problems"][:10]]
+        lines.append("  {done} of {total} {unit} done, {skipped} skipped, {failed} failed".format(**record.items))
+        lines += [f"    {problem['item']}: {problem['reason']}" for problem in record.items["problems"][:10]]
     return "\n".join(lines)
 
 

@@ -62,7 +62,7 @@ def _parsed(text: str, where: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        raise InputError(where, f"{{{text}}} isn't understood", "Use {variable}, {step.output} or arithmetic such as {box_size / 4}") from None
+        raise InputError(where, f"{{{text}}} isn't understood", "Use {variable}, {step.output}, or {box_size / 4}") from None
 
 
 def _names(node: ast.AST) -> Iterator[str]:

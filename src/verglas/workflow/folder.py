@@ -22,7 +22,7 @@ _OURS = ("record.json", ".verglas_lock")
 
 @dataclass
 class Place:
-    """A folder for a run. `name` is its name in the project (with slash), None outside one; `exists` when it goes on from an earlier run."""
+    """A folder for a run. `name` is its name in the project (with slash), None outside one; `record` is of an earlier run."""
 
     folder: Path | None
     name: str | None = None
@@ -135,7 +135,8 @@ def _refuse_other_work(request: JobRequest, record: Record, folder: Path) -> Non
         raise InputError(folder, f"holds a {record.type} job", "Give another folder")
     now = request.params.model_dump(mode="json")
     ignored = {*WITHOUT_EFFECT, *_MAY_GROW}
-    differ = [f"{name} {record.params.get(name)} → {value}" for name, value in now.items() if name not in ignored and record.params.get(name) != value]
+    changed = {name: value for name, value in now.items() if name not in ignored and record.params.get(name) != value}
+    differ = [f"{name} {record.params.get(name)} → {value}" for name, value in changed.items()]
     if differ:
         raise InputError(folder, f"was begun with other parameters: {', '.join(differ)}", "Give another folder")
     before = {(entry["name"], entry["path"]) for entry in record.inputs}

@@ -121,7 +121,8 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
             return 1
         return 0
 
-    child, answer, said = Child(main), {}, b""
+    answer: dict[str, Any] = {}
+    child, said = Child(main), b""
     try:
         ended = False
         while not ended:
@@ -135,7 +136,8 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     finally:
         child.reap()
     if "value" not in answer:
-        raise RuntimeError(answer.get("error") or f"died ({child.signal or child.exit_code}) {said[-300:].decode(errors='replace')}".strip())
+        last_words = said[-300:].decode(errors="replace")
+        raise RuntimeError(answer.get("error") or f"died ({child.signal or child.exit_code}) {last_words}".strip())
     return answer["value"]
 
 

@@ -48,8 +48,8 @@ class Step:
 
     def values(self) -> list[tuple[str, Any]]:
         """Every value with its place in the step."""
-        named = [(f"inputs.{name}", value) for name, value in self.inputs.items()] + [(f"params.{name}", value) for name, value in self.params.items()]
-        return [*named, ("when", self.when)]
+        groups = {"inputs": self.inputs, "params": self.params}
+        return [(f"{group}.{name}", value) for group, table in groups.items() for name, value in table.items()] + [("when", self.when)]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ class JobRequest:
         for spec in self.declared.inputs:
             given = self.inputs.get(spec.name)
             if spec.required and not given:
-                raise InputError(option(spec.name), f"is needed by {self.declared.name}: {spec.help}", f"See: verglas job {self.declared.name} --help")
+                job = self.declared.name
+                raise InputError(option(spec.name), f"is needed by {job}: {spec.help}", f"See: verglas job {job} --help")
         for spec, path in self.files():
             if not path.exists():
                 raise InputError(option(spec.name), f"{path} is not there", f"Paths are relative to {Path.cwd()}")

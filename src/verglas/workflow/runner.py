@@ -18,7 +18,15 @@ from typing import Any
 
 from verglas.errors import InputError, VerglasError
 from verglas.jobs.declaration import JobType
-from verglas.project.jobfiles import ABORT_NOW, clear_exit_files, exit_file, leave_exit_file, note_command, write_job_star, write_repeat_script
+from verglas.project.jobfiles import (
+    ABORT_NOW,
+    clear_exit_files,
+    exit_file,
+    leave_exit_file,
+    note_command,
+    write_job_star,
+    write_repeat_script,
+)
 from verglas.project.project import Project
 from verglas.records.lock import FolderLock
 from verglas.records.machine import machine, software, usable_cores
@@ -76,9 +84,7 @@ def describe(request: JobRequest) -> list[dict[str, Any]]:
     return found
 
 
-def _start(
-    request: JobRequest, place: Place, folder: Path, entries: list[dict[str, Any]], print_of: str, lock: FolderLock
-) -> Record:
+def _start(request: JobRequest, place: Place, folder: Path, entries: list[dict[str, Any]], print_of: str, lock: FolderLock) -> Record:
     """The record of a run that begins; it is on disk before anything else happens in the folder."""
     declared, params = request.declared, request.params
     record = Record(
@@ -88,7 +94,7 @@ def _start(
         step=request.step,
         description=declared.summary,
         command=request.command(None if place.name else folder),
-        working_directory=os.getcwd(),
+        working_directory=str(Path.cwd()),
         started=now(),
         params=params.model_dump(mode="json"),
         seed=params.random_seed,
@@ -246,7 +252,7 @@ def job_options(request: JobRequest) -> dict[str, str]:
 
 
 def now() -> str:
-    """This moment, with the local zone."""
+    """The moment, with the local zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 

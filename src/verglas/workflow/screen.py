@@ -12,15 +12,16 @@ _LOG_EVERY = 30.0  # seconds between plain progress lines; a tenth of the work m
 
 
 class Log:
-    """A job's run.out or run.err. What a full disk doesn't take is lost, and the job is not stopped for it."""
+    """A job's run.out or run.err, or no file. What a full disk doesn't take is lost, and the job is not stopped for it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO | None) -> None:
         self._file = file
 
     def write(self, piece: bytes) -> None:
         """Append `piece`."""
         try:
-            self._file.write(piece)
+            if self._file is not None:
+                self._file.write(piece)
         except OSError:
             pass
 
