@@ -1,1 +1,1 @@
-"""Atoms to specimen to movies, with the truth beside them."""
+"""Movies of a known specimen, from physics, with the truth beside them."""
