@@ -1,0 +1,81 @@
+"""Gain references. A gain *multiplies* the frames; what is zero, negative or no number in it is a defect of the detector."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from verglas.errors import FileFormatError, InputError
+from verglas.io.picture import read_plane
+
+FLIPS = {0: "none", 1: "rows reversed", 2: "columns reversed"}
+
+
+def read_gain(
+    path: str | os.PathLike[str], movie_shape: tuple[int, int], rotation: int = 0, flip: int = 0, reciprocal: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gain for movies of `movie_shape` (ny, nx): factors float32 [ny, nx], 0 at defects, and the defects, bool [ny, nx].
+
+    rotation: quarter turns clockwise, rows shown top down, done first; flip: then 1 reverses rows, 2 columns (RELION's --gain_rot
+    and --gain_flip). reciprocal: the file divides (EER gains do) and is inverted. A file of twice the movie's size is averaged
+    over 2 x 2 pixels (a defect in any of them is one), one of half its size is repeated, and either is said (UserWarning).
+    Raises FileFormatError for any other size, naming the rotations and flips that would fit.
+    """
+    if rotation not in range(4) or flip not in FLIPS:
+        raise InputError("gain", f"rotation {rotation} and flip {flip}", "Rotation is 0 to 3 quarter turns, flip 0, 1 or 2")
+    try:
+        raw = read_plane(Path(path))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise FileFormatError(path, f"cannot be read as a gain reference: {error}") from error
+    gain = np.rot90(raw, -rotation)
+    gain = gain[::-1] if flip == 1 else gain[:, ::-1] if flip == 2 else gain
+    scale = _scale(path, gain.shape, movie_shape, rotation)
+    defects = ~(np.isfinite(gain) & (gain > 0))
+    if defects.all():
+        raise FileFormatError(path, "holds no positive value", "Is it a gain reference?")
+    good = np.where(defects, 1, gain)
+    gain = np.where(defects, 0, 1 / good if reciprocal else good).astype(np.float32)
+    if scale == 2:
+        gain, defects = _halved(gain, defects)
+        warnings.warn(f"{path}: the gain is twice the movie's size (super-resolution); averaged over 2 x 2 pixels", stacklevel=2)
+    elif scale == 0.5:
+        gain, defects = (np.repeat(np.repeat(a, 2, axis=0), 2, axis=1) for a in (gain, defects))
+        warnings.warn(f"{path}: the gain is half the movie's size; each value is used for 2 x 2 pixels", stacklevel=2)
+    return np.ascontiguousarray(gain), np.ascontiguousarray(defects)
+
+
+def gain_agreement(gain: np.ndarray, defects: np.ndarray, mean_frame: np.ndarray) -> float:
+    """Correlation of the logarithms of gain and mean raw frame over good pixels, both [ny, nx].
+
+    A gain that multiplies evens the mean out: it is near −1 (noise in the mean weakens it). Near +1 the file is the reciprocal, and
+    near 0 it is turned, flipped or of another detector.
+    """
+    good = ~defects & (mean_frame > 0)
+    if good.sum() < 2:
+        raise InputError("gain", "no pixel has both a gain and counts")
+    a, b = np.log(gain[good].astype(np.float64)), np.log(mean_frame[good].astype(np.float64))
+    spread = a.std() * b.std()
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else 0.0
+
+
+def _scale(path: str | os.PathLike[str], shape: tuple[int, ...], movie: tuple[int, int], rotation: int) -> float:
+    """Size of the gain in units of the movie's: 1, 2 or 0.5."""
+    for scale in (1, 2, 0.5):
+        if shape == (movie[0] * scale, movie[1] * scale):
+            return scale
+        if shape[::-1] == (movie[0] * scale, movie[1] * scale):
+            turns = " or ".join(str(turn) for turn in range(4) if (turn - rotation) % 2)
+            raise FileFormatError(
+                path,
+                f"is {shape[0]} x {shape[1]} (rows x columns) after rotation {rotation}, the movies are {movie[0]} x {movie[1]}",
+                f"Rotation {turns} with flip 0, 1 or 2 would fit; a wrong one of them shows as stripes in the micrographs",
+            )
+    raise FileFormatError(path, f"is {shape[0]} x {shape[1]} (rows x columns), the movies are {movie[0]} x {movie[1]}; no rotation fits")
+
+
+def _halved(gain: np.ndarray, defects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ny, nx = gain.shape
+    blocks = defects.reshape(ny // 2, 2, nx // 2, 2).any(axis=(1, 3))
+    mean = gain.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))
+    return np.where(blocks, 0, mean).astype(np.float32), blocks
