@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 import torch
-from blobs import blobs
 
+from blobs import blobs
 from verglas.volume.fourier import rfft_centred, shell_sums
 from verglas.volume.reconstruct import add_symmetric, reconstruct, slice_operators, symmetrised, weight_of_shells
 from verglas.volume.rotations import random_rotations

@@ -5,8 +5,8 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from blobs import blobs
 
+from blobs import blobs
 from verglas.volume.rotations import euler_to_matrix, random_rotations
 from verglas.volume.slices import FourierSums, Projector, pixel_list
 

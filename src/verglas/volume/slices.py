@@ -55,9 +55,7 @@ class Pixels:
         return half
 
 
-def pixel_list(
-    box: int, max_shell: int, *, min_shell: int = 1, multiple: int = 1, device: torch.device | str = "cpu"
-) -> Pixels:
+def pixel_list(box: int, max_shell: int, *, min_shell: int = 1, multiple: int = 1, device: torch.device | str = "cpu") -> Pixels:
     """The pixels of shells `min_shell` (0 takes in DC) to `max_shell`, filled up to a multiple of `multiple`.
 
     Raises ValueError unless 0 ≤ min_shell ≤ max_shell < box / 2.
@@ -102,12 +100,12 @@ class Projector:
         self._table = torch.view_as_real(_cut(spectrum, self._half_range)).movedim(-1, 0)[None].contiguous()
 
     def project(self, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
-        """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: the transforms of the projections."""
+        """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill."""
         out = torch.empty(len(matrices), len(pixels), dtype=self._table.dtype.to_complex(), device=self._table.device)
         for part in _parts(len(matrices), len(pixels)):
             points, mirrored = _slice_points(matrices[part].to(self._table), pixels, self.padding, self.dims)
             real, imaginary = self._sample(points)
-            out[part] = torch.complex(real, torch.where(mirrored, -imaginary, imaginary))
+            out[part] = torch.complex(real, torch.where(mirrored, -imaginary, imaginary)) * pixels.valid
         return out
 
     def _sample(self, points: torch.Tensor) -> torch.Tensor:
@@ -163,9 +161,7 @@ class FourierSums:
             radius2 = radius2 + line.view(-1, *[1] * axis)
         return (radius2.sqrt() / self.padding).round().long()
 
-    def add(
-        self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None
-    ) -> None:
+    def add(self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights."""
         for part in _parts(len(matrices), len(pixels)):
             points, mirrored = _slice_points(matrices[part].to(self._sums), pixels, self.padding, self.dims)

@@ -1,0 +1,196 @@
+"""The particles as the engine sees them: masked and unmasked transforms, packed and whitened, with their CTFs.
+
+    seen = Observations(particles, source, mask_diameter=120, device=device)
+    batch = seen.batch(rows, assignments, sigma2, pixels)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from verglas.errors import InputError
+from verglas.optics.aberrations import aberration_phase
+from verglas.optics.ctf import ctf
+from verglas.particles import ImageSource, ParticleSet, beam_tilt, ctf_parameters, magnification
+from verglas.refine.assignments import Assignments
+from verglas.volume.fourier import rfft_centred
+from verglas.volume.masks import soft_circle
+from verglas.volume.slices import Pixels, pixel_list
+
+MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
+_TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some particles, ready to be compared. Transforms are divided by the noise's deviation of their shell.
+
+    rows int64 [b]; masked, unmasked complex64 [b, k]; ctf float32 [b, k] (times the scale, over the deviation);
+    power float64 [b, shells]: Σ|X|² of the masked image in each shell, not whitened, over the half plane's pixels;
+    """
+
+    rows: torch.Tensor
+    masked: torch.Tensor
+    unmasked: torch.Tensor
+    ctf: torch.Tensor
+    power: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Observations:
+    """Particles with their images. `noise_group` is the optics group; `scale_group` the micrograph, both int64 [n] from 0."""
+
+    def __init__(
+        self,
+        particles: ParticleSet,
+        source: ImageSource,
+        *,
+        mask_diameter: float,
+        device: torch.device | str = "cpu",
+        correct_ctf: bool = True,
+        intact_until_first_peak: bool = False,
+    ) -> None:
+        self.source, self.device = source, torch.device(device)
+        self.box, self.pixel_size = source.box, source.pixel_size
+        self.particles, self.mask_diameter = particles, mask_diameter
+        self.mask = soft_circle(self.box, mask_diameter / 2 / self.pixel_size, MASK_EDGE_PX, self.device)
+        self.noise_group = torch.as_tensor(particles.optics_index, device=self.device)
+        self.noise_groups = len(particles.optics)
+        names = particles.column("micrograph_name", "all").astype(str)
+        self.micrographs, micrograph = np.unique(names, return_inverse=True)
+        self.scale_group = torch.as_tensor(micrograph, device=self.device)
+        self._intact = intact_until_first_peak
+        self._ctf = ctf_parameters(particles, self.device) if correct_ctf else None
+        self._even = _zernike(particles, "even_zernike")
+        self._odd = _zernike(particles, "odd_zernike") if correct_ctf else None
+        self._tilt = beam_tilt(particles) if correct_ctf else None
+        self.magnification = magnification(particles)
+        self._all_pixels = pixel_list(self.box, (self.box - 1) // 2, device=self.device)
+        self.pixels_of_shell = torch.bincount(self._all_pixels.shell, minlength=self.shells)
+
+    def __len__(self) -> int:
+        return len(self.particles)
+
+    @property
+    def shells(self) -> int:
+        """Shells of a spectrum, 0 to the last below Nyquist."""
+        return (self.box - 1) // 2 + 1
+
+    def images(self, rows: torch.Tensor, assignments: Assignments) -> torch.Tensor:
+        """Images [b, N, N] divided by their norm correction and moved by the whole pixels of their origins."""
+        images = self.source.read(rows.cpu().numpy()).to(self.device)
+        images = images / assignments.norm[rows].to(images)[:, None, None]
+        return rolled(images, assignments.whole_shifts(rows, self.pixel_size))
+
+    def batch(self, rows: torch.Tensor, assignments: Assignments, sigma2: torch.Tensor, pixels: Pixels, *, exact_origins: bool = False) -> Batch:
+        """The particles `rows` at `pixels`, whitened by `sigma2` [noise groups, shells] (variance of a real component).
+
+        `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched).
+        """
+        images = self.images(rows, assignments)
+        masked, unmasked = rfft_centred(images * self.mask), rfft_centred(images)
+        power = self._shell_power(masked)
+        whiten = sigma2.rsqrt().to(masked.real.dtype)[self.noise_group[rows]][:, pixels.shell] * pixels.valid
+        factor: torch.Tensor = whiten
+        undo = self._undo_aberrations(rows, pixels)
+        if undo is not None:
+            factor = factor * undo
+        if exact_origins:
+            factor = factor * shift_factors(pixels, assignments.part_shifts(rows, self.pixel_size))
+        scale = assignments.scale[self.scale_group[rows]].to(whiten)[:, None]
+        return Batch(rows, pixels.pack(masked) * factor, pixels.pack(unmasked) * factor, self._ctf_of(rows, pixels) * whiten * scale, power)
+
+    def power_spectra(self, rows: torch.Tensor, assignments: Assignments) -> tuple[torch.Tensor, torch.Tensor]:
+        """Σ|X|² in each shell [b, shells] of the masked images, and their transforms [b, all pixels]."""
+        spectrum = self._all_pixels.pack(rfft_centred(self.images(rows, assignments) * self.mask))
+        return self.shell_sum(spectrum.abs().square().double(), self._all_pixels), spectrum
+
+    def shell_sum(self, values: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+        """Σ over the pixels of each shell: [..., k] → [..., shells]."""
+        out = values.new_zeros(*values.shape[:-1], self.shells)
+        return out.index_add_(-1, pixels.shell, values * pixels.valid.to(values))
+
+    def _shell_power(self, transform: torch.Tensor) -> torch.Tensor:
+        return self.shell_sum(self._all_pixels.pack(transform).abs().square().double(), self._all_pixels)
+
+    def _frequencies(self, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
+        extent = self.box * self.pixel_size
+        return pixels.kx / extent, pixels.ky / extent
+
+    def _ctf_of(self, rows: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+        if self._ctf is None:
+            return torch.ones(len(rows), len(pixels), device=self.device)
+        optics = {"mag": self.magnification, "even_zernike": self._even}
+        per_row = {name: value.to(self.device)[self.noise_group[rows]] for name, value in optics.items() if value is not None}
+        parameters = {name: value[rows] for name, value in self._ctf.items()}
+        return ctf(*self._frequencies(pixels), **parameters, **per_row, intact_until_first_peak=self._intact)
+
+    def _undo_aberrations(self, rows: torch.Tensor, pixels: Pixels) -> torch.Tensor | None:
+        if self._ctf is None or (self._tilt is None and self._odd is None):
+            return None
+        group = self.noise_group[rows]
+        optics = {"beam_tilt": self._tilt, "odd_zernike": self._odd, "mag": self.magnification}
+        per_row = {name: value.to(self.device)[group] for name, value in optics.items() if value is not None}
+        lens = {name: self._ctf[name][rows] for name in ("voltage", "spherical_aberration")}
+        return aberration_phase(*self._frequencies(pixels), **lens, **per_row).conj()
+
+
+def shift_factors(pixels: Pixels, shifts: torch.Tensor) -> torch.Tensor:
+    """Phase factors [..., k], complex64, that move images by `shifts` [..., 2] pixels (x, y)."""
+    turns = (shifts[..., :1] * pixels.kx + shifts[..., 1:] * pixels.ky) / pixels.box
+    phase = -2 * torch.pi * (turns - turns.round())
+    return torch.polar(torch.ones_like(phase), phase)
+
+
+def rolled(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Images [b, N, N] moved by whole pixels [b, 2] (x, y), around the edges."""
+    box = images.shape[-1]
+    line = torch.arange(box, device=images.device)
+    x, y = ((line - shifts[:, axis, None]) % box for axis in (0, 1))
+    return images[torch.arange(len(images), device=images.device)[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def unusable(source: ImageSource, chunk: int = 1000) -> dict[int, str]:
+    """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others."""
+    deviation = torch.cat([_deviations(source.read(np.arange(start, min(start + chunk, len(source))))) for start in range(0, len(source), chunk)])
+    finite = torch.isfinite(deviation)
+    usual = deviation[finite & (deviation > 0)].median() if (finite & (deviation > 0)).any() else deviation.new_tensor(1.0)
+    reasons: dict[int, str] = {}
+    for index in torch.nonzero(~finite | (deviation < 1e-6 * usual) | (deviation > _TOO_STRONG * usual))[:, 0].tolist():
+        value = float(deviation[index])
+        if not np.isfinite(value):
+            reasons[index] = "holds values that are not numbers"
+        elif value < 1e-6 * float(usual):
+            reasons[index] = "is constant"
+        else:
+            reasons[index] = f"is {value / float(usual):.0f} times as strong as the others"
+    return reasons
+
+
+def check_mask_diameter(mask_diameter: float, box: int, pixel_size: float) -> None:
+    """Raise InputError for a mask that does not fit in the box or holds next to nothing."""
+    widest = box * pixel_size
+    if not 4 * pixel_size <= mask_diameter <= widest:
+        raise InputError(
+            "mask_diameter",
+            f"{mask_diameter:g} Å does not fit a box of {box} px of {pixel_size:g} Å ({widest:g} Å)",
+            f"Give a diameter of at most {widest:.0f} Å",
+        )
+
+
+def _deviations(images: torch.Tensor) -> torch.Tensor:
+    return images.double().flatten(1).std(dim=1)
+
+
+def _zernike(particles: ParticleSet, column: str) -> torch.Tensor | None:
+    """Coefficients of the optics groups [groups, c], zeros where a group has fewer, or None where there are none."""
+    if column not in particles.optics.table:
+        return None
+    rows = [[float(value) for value in str(text).strip("[]").split(",") if value] for text in particles.optics.table[column]]
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0.0] * (longest - len(row)) for row in rows]) if longest else None
