@@ -15,7 +15,7 @@ SPATIAL_MODES = 7  # x, x², y, y², xy, and two waves that no quadratic fits
 
 @dataclass(frozen=True)
 class Motion:
-    """Motion of one movie: `drift` [frames, 2]; `modes` [modes, 2, 2] weights of the field's shapes at two rates; `size` (height, width) px."""
+    """Motion of one movie: `drift` Å [frames, 2]; `modes` [modes, 2, 2], weights of the shapes at two rates; `size` (height, width) px."""
 
     drift: np.ndarray
     modes: np.ndarray

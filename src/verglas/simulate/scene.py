@@ -15,7 +15,7 @@ TRUTH, PIXELS = 0, 1  # random streams of a movie
 
 @dataclass(frozen=True)
 class Bodies:
-    """Particles: `xy` pixels at frame 1 [n, 2]; `angles` rot, tilt, psi [n, 3] degrees; `height` Å [n]; `state` from 1 [n]; own `paths` Å."""
+    """Particles: `xy` px at frame 1 [n, 2]; `angles` rot, tilt, psi [n, 3] degrees; `height` Å; `state` from 1; own `paths` Å."""
 
     xy: np.ndarray
     angles: np.ndarray

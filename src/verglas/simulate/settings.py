@@ -45,7 +45,7 @@ class SimulationSettings(BaseModel):
     fourth_order: float = Field(0.0, description="Phase at 1/3 Å beyond that of Cs, rad")
     optics_groups: int = Field(1, ge=1, description="Groups, in turn over the movies")
 
-    ice_thickness: float = Field(300.0, gt=0, description="Å")
+    ice_thickness: float = Field(250.0, gt=0, description="Å")
     ice_diffusion: float = Field(0.33, ge=0, description="Mean square movement of the water along an axis, Å² per e⁻/Å²")
     stage_tilt: float = Field(1.0, ge=0, lt=60, description="Largest tilt of the ice, degrees")
     drift: float = Field(20.0, ge=0, description="Whole-field drift over the movie, Å (each movie within a quarter of it)")
@@ -54,7 +54,7 @@ class SimulationSettings(BaseModel):
     damage: bool = Field(True, description="Loss of high frequencies with dose")
 
     detection: float = Field(0.8, gt=0, le=1, description="Share of the electrons that are counted: DQE at zero frequency")
-    mtf_nyquist: float = Field(0.5, gt=0, le=1, description="MTF at the Nyquist frequency")
+    mtf_nyquist: float = Field(0.6, gt=0, le=1, description="MTF at the Nyquist frequency")
     gain_spread: float = Field(0.06, ge=0, lt=0.3, description="Standard deviation of the gain reference")
     hot_pixels: int = Field(30, ge=0, description="Pixels that count too much, not marked in the gain")
     dead_pixels: int = Field(30, ge=0, description="Pixels that count nothing; their gain is 0")

@@ -25,7 +25,7 @@ SUBUNIT_TURN = 171.0  # degrees about that axis
 TWOFOLDS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float64)
 
 
-def stand_in(seed: int = 7, b_factor: float = 40.0) -> Specimen:
+def stand_in(seed: int = 7, b_factor: float = 30.0) -> Specimen:
     """The tetramer, with two-folds on x, y and z. `seed` draws the side chains; `b_factor` (Å²) rises by 1.5 in the loops."""
     random = np.random.default_rng(seed)
     segments, mobile = subunit_segments()

@@ -101,7 +101,7 @@ def motion_tables(settings: SimulationSettings, scene: Scene) -> dict[str, pd.Da
             }
         ),
         "local_shift": _tracks(x, y, -scene.motion.local(x, y) / settings.pixel_size),
-        "particle_shift": _tracks(*particles.xy.T, -own / settings.pixel_size),
+        "particle_shift": _tracks(particles.xy[:, 0], particles.xy[:, 1], -own / settings.pixel_size),
     }
 
 
