@@ -66,7 +66,8 @@ def align_maps(
     starts = _all_rotations().to(fixed.device) if rotations is None else rotations.to(fixed.device, torch.float32)
     found = [(hand, *start) for hand, pair in enumerate(pairs) for start in pair.search(starts, coarse_shell, radius)]
     best = sorted(found, key=lambda candidate: -candidate[1])[:12]
-    hand, score, rotation, shift = max((_refine(pairs, candidate, coarse_shell, max_shell, radius) for candidate in best), key=lambda c: c[1])
+    refined = [_refine(pairs, candidate, coarse_shell, max_shell, radius) for candidate in best]
+    hand, score, rotation, shift = max(refined, key=lambda candidate: candidate[1])
     return Alignment(rotation.double(), shift.double(), bool(hand), score)
 
 
@@ -176,11 +177,9 @@ def _neighbours(rotation: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 def _all_rotations(cells: int = 10) -> torch.Tensor:
-    """Rotations [n, 3, 3] about 13 degrees apart over SO(3): a cubic grid on each of the four faces of the half tesseract of quaternions."""
+    """Rotations [n, 3, 3] about 13 degrees apart over SO(3): a cubic grid on four faces of the tesseract of quaternions."""
     axis = torch.tan((torch.arange(cells) + 0.5) / cells * torch.pi / 2 - torch.pi / 4)
     points = torch.cartesian_prod(axis, axis, axis)
     one = torch.ones(len(points), 1)
     faces = [torch.cat([points[:, :i], one, points[:, i:]], dim=1) for i in range(4)]
     return quaternion_to_matrix(torch.cat(faces))
-
-

@@ -171,7 +171,7 @@ def mtf_weights(size: int, pixel_size: float, frequency: torch.Tensor, value: to
 
 
 def log_amplitudes(density: torch.Tensor) -> torch.Tensor:
-    """ln of the mean amplitude in each shell [N//2+1], transform divided by the number of voxels; -99 where there is none."""
+    """Logarithm of the mean amplitude in each shell [N//2+1], transform divided by the number of voxels; -99 where there is none."""
     size = density.shape[-1]
     mean = radial_average(rfft_centred(density, 3).abs(), size, 3) / size**3
     return torch.where(mean > 1e-20, mean.clamp(min=1e-20).log(), -99.0)

@@ -17,7 +17,9 @@ def rescale_map(density: torch.Tensor, pixel_in: float, pixel_out: float, box_ou
     if size == box_out and abs(pixel_in - pixel_out) < 1e-6 * pixel_out:
         return density
     weights = interpolation_matrix(size, pixel_in, pixel_out, box_out).to(density)
-    return torch.einsum("az,by,cx,zyx->abc", weights, weights, weights, density)
+    for _ in range(3):  # one axis at a time: the last is interpolated and becomes the first
+        density = (density @ weights.T).movedim(-1, 0)
+    return density.contiguous()
 
 
 def interpolation_matrix(size: int, pixel_in: float, pixel_out: float, box_out: int) -> torch.Tensor:

@@ -1,0 +1,202 @@
+"""Pictures of maps: slices through the centre, projections, and a shaded view of the surface."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from verglas.volume.fourier import fourier_pad
+
+PathName = str | PathLike[str]
+
+_AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
+# Turns of the map before it is looked at along z: from the front, from the side, and from above.
+_VIEWS = {"along z": (0.0, 0.0), "along x": (0.0, 90.0), "along y": (90.0, 0.0), "oblique": (28.0, 34.0)}
+_LIGHT = np.array([-0.45, -0.55, -0.70])  # towards the viewer's left shoulder; the view runs along +z
+
+
+def surface_level(density: np.ndarray, share: float = 0.0) -> float:
+    """A level for the surface of a map: the value that `share` of the voxels in the inscribed sphere reach.
+
+    Without a share, where Otsu's rule parts particle from solvent.
+    """
+    from verglas.volume.masks import otsu_threshold, radius_grid
+
+    tensor = torch.as_tensor(density)
+    if share <= 0:
+        return otsu_threshold(tensor)
+    inside = tensor[radius_grid(tensor.shape[-1]) < tensor.shape[-1] / 2]
+    return float(inside.kthvalue(max(1, round((1 - share) * inside.numel()))).values)
+
+
+def shaded_surface(
+    density: np.ndarray, level: float, turn: tuple[float, float] = (28.0, 34.0), pixels: int = 240, colour: str = "#8fc1e6"
+) -> np.ndarray:
+    """The surface of a map [z, y, x] at `level` as an RGBA picture [pixels, pixels, 4], 0 to 1, transparent where there is none.
+
+    Parallel rays along z after turning the map by `turn` degrees about the horizontal and the vertical axis; light from the upper left,
+    creases darkened.
+    """
+    volume, fine = _fine(density), 2 * pixels
+    depth, normal = _first_hit(volume, level, _turn(*turn), fine, max(96, volume.shape[-1] * 3 // 4), _reach(density, level))
+    hit = np.isfinite(depth)
+    light = _LIGHT / np.linalg.norm(_LIGHT)
+    diffuse = np.clip(normal @ light, 0, 1)
+    half = light + np.array([0.0, 0.0, -1.0])
+    gloss = np.clip(normal @ (half / np.linalg.norm(half)), 0, 1) ** 30
+    shade = (0.30 + 0.70 * diffuse) * _creases(depth, hit) * np.where(hit, 1.08 - 0.38 * np.nan_to_num(depth), 1)
+    base = np.array(matplotlib.colors.to_rgb(colour))
+    rgb = np.clip(base * shade[..., None] + 0.16 * gloss[..., None], 0, 1)
+    picture = np.dstack([rgb * hit[..., None], hit]).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
+    picture[..., :3] /= np.maximum(picture[..., 3:], 0.25)
+    return picture
+
+
+def draw_surface(path: PathName, density: np.ndarray, level: float | None = None, title: str = "") -> None:
+    """PNG of the map's surface from four sides. `level`: density of the surface, default Otsu's."""
+    level = surface_level(density) if level is None else level
+    figure, axes = _row(len(_VIEWS), title or f"surface at {level:.3g}")
+    for axis, (name, turn) in zip(axes, _VIEWS.items(), strict=True):
+        axis.imshow(shaded_surface(density, level, turn), origin="lower", interpolation="antialiased")
+        axis.set_title(name, fontsize=9)
+    _save(figure, path)
+
+
+def draw_slices(path: PathName, density: np.ndarray, pixel_size: float, mask: np.ndarray | None = None, title: str = "") -> None:
+    """PNG of the three slices through the centre (with the outline of a mask, if given) above the three projections."""
+    figure = Figure(figsize=(9, 6.3), layout="constrained")
+    axes = figure.subplots(2, 3)
+    centre, extent = density.shape[0] // 2, _extent(density.shape[0], pixel_size)
+    low, high = np.percentile(density, [0.5, 99.9])
+    for axis, (normal, across, up) in enumerate(_AXES):
+        top, bottom = axes[0, axis], axes[1, axis]
+        plane = np.take(density, centre, axis)
+        top.imshow(plane, cmap="gray", origin="lower", extent=extent, vmin=low, vmax=high, interpolation="bicubic")
+        if mask is not None and np.take(mask, centre, axis).max() > 0:
+            top.contour(np.take(mask, centre, axis), [0.5], colors="#e8a33d", linewidths=1, origin="lower", extent=extent)
+        bottom.imshow(density.sum(axis), cmap="gray", origin="lower", extent=extent, interpolation="bicubic")
+        top.set_title(f"slice at {normal} = 0", fontsize=9)
+        bottom.set_title(f"projection along {normal}", fontsize=9)
+        for panel in (top, bottom):
+            panel.set_xlabel(f"{across} (Å)", fontsize=8)
+            panel.set_ylabel(f"{up} (Å)", fontsize=8)
+            panel.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def draw_maps_in_a_row(path: PathName, maps: list[np.ndarray], names: list[str], title: str = "") -> None:
+    """PNG of the central slices (above) and surfaces (below) of several maps, such as classes or iterations."""
+    figure = Figure(figsize=(2.4 * len(maps) + 0.4, 5.2), layout="constrained")
+    axes = figure.subplots(2, len(maps), squeeze=False)
+    for (top, bottom), density, name in zip(axes.T, maps, names, strict=True):
+        top.imshow(density[density.shape[0] // 2], cmap="gray", origin="lower", interpolation="bicubic")
+        if density.max() > density.min():
+            bottom.imshow(shaded_surface(density, surface_level(density), pixels=180), origin="lower")
+        top.set_title(name, fontsize=9)
+        for axis in (top, bottom):
+            axis.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _row(count: int, title: str) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(2.6 * count, 3.0), layout="constrained")
+    axes = figure.subplots(1, count)
+    for axis in axes:
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    return figure, axes
+
+
+def _save(figure: Figure, path: PathName) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
+
+
+def _extent(size: int, pixel_size: float) -> tuple[float, float, float, float]:
+    low, high = (-(size // 2) - 0.5) * pixel_size, (size - size // 2 - 0.5) * pixel_size
+    return low, high, low, high
+
+
+def _fine(density: np.ndarray) -> torch.Tensor:
+    """The map with voxels small enough to look smooth, [1, 1, n, n, n]."""
+    tensor = torch.as_tensor(np.ascontiguousarray(density), dtype=torch.float32)
+    if len(tensor) < 144:
+        tensor = fourier_pad(tensor, min(2 * len(tensor), 192), dims=3)
+    return tensor[None, None]
+
+
+def _turn(about_x: float, about_y: float) -> torch.Tensor:
+    """Rotation [3, 3] that takes viewing coordinates (x, y, z) to the map's."""
+    a, b = np.deg2rad(about_x), np.deg2rad(about_y)
+    first = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    second = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    return torch.as_tensor(second @ first, dtype=torch.float32)
+
+
+def _reach(density: np.ndarray, level: float) -> float:
+    """How far the surface reaches from the centre as a part of half the box, with a margin."""
+    half = density.shape[0] / 2
+    above = np.argwhere(density >= level) - density.shape[0] // 2
+    return min(1.0, 1.06 * float(np.sqrt((above**2).sum(axis=1).max())) / half + 0.03) if len(above) else 1.0
+
+
+def _first_hit(
+    volume: torch.Tensor, level: float, rotation: torch.Tensor, pixels: int, steps: int, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth [pixels, pixels] (0 near to 1 far, NaN: none) and outward normal [pixels, pixels, 3] where each ray first meets the surface.
+
+    Rays that have met it are done. The view spans -`reach` to `reach` each way, 1 being half the box.
+    """
+    side = torch.linspace(-reach, reach, pixels)
+    y, x = (grid.flatten() for grid in torch.meshgrid(side, side, indexing="ij"))
+    along = torch.linspace(-reach, reach, steps)
+    depth = torch.full((pixels * pixels,), float("nan"))
+    rays, before = torch.arange(pixels * pixels), torch.full((pixels * pixels,), -float("inf"))
+    for z in along:
+        value = _sample(volume, torch.stack([x[rays], y[rays], z.expand(len(rays))], dim=-1), rotation)
+        crossed = value >= level
+        # where between the two steps the level was met; a ray that starts inside meets it at its first step
+        part = ((value - level) / (value - before).clamp(min=1e-12)).nan_to_num(0.0, 0.0, 0.0)
+        depth[rays[crossed]] = (z - part * (along[1] - along[0]))[crossed]
+        rays, before = rays[~crossed], value[~crossed]
+    normal = _normals(volume, torch.stack([x, y, depth.nan_to_num(0.0)], dim=-1), rotation)
+    return (depth.view(pixels, pixels).numpy() / reach + 1) / 2, normal.reshape(pixels, pixels, 3)
+
+
+def _sample(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Values at viewing coordinates [n, 3] in -1 to 1, 0 outside."""
+    grid = (places @ rotation.T)[None, None, None]
+    return torch.nn.functional.grid_sample(volume, grid, align_corners=True)[0, 0, 0, 0]
+
+
+def _normals(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor) -> np.ndarray:
+    """Unit vectors down the density's gradient, in viewing coordinates, from differences over two voxels each way."""
+    reach = 4.0 / volume.shape[-1]
+    slopes = []
+    for axis in torch.eye(3):
+        slopes.append(_sample(volume, places - reach * axis, rotation) - _sample(volume, places + reach * axis, rotation))
+    normal = torch.stack(slopes, dim=-1)
+    return torch.nn.functional.normalize(normal, dim=-1).numpy()
+
+
+def _creases(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    """Factor 0.45 to 1.1 that darkens what lies deeper than its surroundings, at three sizes."""
+    filled = np.where(hit, np.nan_to_num(depth), 1.0)
+    factor = np.ones_like(filled)
+    for sigma in (5.0, 12.0, 28.0):
+        factor -= 2.0 * np.clip(filled - _smooth(filled, sigma), -0.02, 0.08)
+    return np.clip(factor, 0.45, 1.1)
+
+
+def _smooth(picture: np.ndarray, sigma: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    blurred: np.ndarray = gaussian_filter(picture, sigma, mode="nearest")
+    return blurred

@@ -1,0 +1,54 @@
+"""Pictures: what they show is where it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from verglas.pictures.curves import draw_fsc, draw_guinier
+from verglas.pictures.maps import draw_maps_in_a_row, draw_slices, draw_surface, shaded_surface, surface_level
+
+
+def _ball(size: int, radius: float, centre: tuple[float, float, float] = (0, 0, 0)) -> np.ndarray:
+    z, y, x = np.indices((size,) * 3) - size // 2
+    distance = np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2)
+    return (1 / (1 + np.exp(distance - radius))).astype(np.float32)
+
+
+def test_a_ball_is_a_disc_lit_from_the_upper_left() -> None:
+    picture = shaded_surface(_ball(48, 14.0), 0.5, pixels=120)
+    cover = picture[..., 3]
+    rows, columns = np.nonzero(cover > 0.5)
+    assert rows.mean() == pytest.approx(59.5, abs=1.5) and columns.mean() == pytest.approx(59.5, abs=1.5)
+    assert (np.ptp(rows) + 1) == pytest.approx(np.ptp(columns) + 1, abs=2)
+    assert cover.sum() == pytest.approx(np.pi / 4 * (np.ptp(rows) + 1) ** 2, rel=0.04)
+    light = picture[..., :3].mean(axis=2)
+    assert light[40, 40] > light[80, 80] + 0.1
+
+
+def test_the_nearer_ball_hides_the_farther() -> None:
+    """Seen along +z, the ball at smaller z is in front and lighter."""
+    near, far = shaded_surface(_ball(48, 8, (-10, 0, -10)) + _ball(48, 8, (10, 0, 10)), 0.5, turn=(0, 0), pixels=96)[48, [24, 71], :3]
+    assert near.mean() > far.mean()
+
+
+def test_a_level_that_nothing_reaches_gives_an_empty_picture() -> None:
+    assert shaded_surface(_ball(24, 6), 5.0, pixels=40)[..., 3].max() == 0
+
+
+def test_level_by_share_of_the_voxels() -> None:
+    ball = _ball(40, 10.0)
+    assert ((ball >= surface_level(ball, 0.1)).sum()) == pytest.approx(0.1 * np.pi / 6 * 40**3, rel=0.02)
+    assert 0.2 < surface_level(ball) < 0.8
+
+
+def test_files_are_pictures(tmp_path: Path) -> None:
+    ball = _ball(24, 6)
+    draw_surface(tmp_path / "surface.png", ball)
+    draw_slices(tmp_path / "slices.png", ball, 2.0, ball, "a ball")
+    draw_maps_in_a_row(tmp_path / "row.png", [ball, np.zeros_like(ball)], ["one", "none"])
+    draw_fsc(tmp_path / "fsc.png", {"corrected": np.linspace(1, 0, 13)}, 24, 2.0, 8.0)
+    draw_guinier(tmp_path / "guinier.png", np.linspace(0, 0.06, 13), {"mean map": np.linspace(0, -2, 13)}, (-30.0, 0.1, 10.0, 5.0))
+    for path in tmp_path.glob("*.png"):
+        assert np.asarray(Image.open(path).convert("L")).std() > 5
