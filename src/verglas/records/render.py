@@ -15,19 +15,7 @@ from verglas.records.units import duration, size
 HEADINGS = ("Job ID", "Description", "Where run", "Ranks/threads/GPUs", "Runtime", "Data", "Notes", "Verdict")
 
 
-_CSV_HEADINGS = [
-    "job",
-    "type",
-    "description",
-    "host",
-    "ranks_threads_gpus",
-    "started",
-    "runtime_s",
-    "bytes",
-    "iterations",
-    "notes",
-    "verdict",
-]
+_CSV_HEADINGS = ("job", "type", "description", "host", "ranks_threads_gpus", "started", "runtime_s", "bytes", "iterations")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -49,7 +37,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     """The table with seconds and bytes as plain numbers."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_HEADINGS)
+    writer.writerow((*_CSV_HEADINGS, "notes", "verdict"))
     for row in rows:
         seconds = "" if row.runtime_s is None else f"{row.runtime_s:.3f}"
         numbers = (seconds, "" if row.bytes is None else row.bytes, "" if row.iterations is None else row.iterations)

@@ -13,10 +13,14 @@ from verglas.records.record import FAIL, PASS, UNCHECKED
 class Range(Protocol):
     """A declared check: `metric` must lie in `low` to `high` (None: open), and `source` says where the range comes from."""
 
-    metric: Any
-    low: Any
-    high: Any
-    source: Any
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def low(self) -> float | None: ...  # noqa: D102
+    @property
+    def high(self) -> float | None: ...  # noqa: D102
+    @property
+    def source(self) -> str: ...  # noqa: D102
 
 
 @dataclass

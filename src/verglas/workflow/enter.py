@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from verglas.jobs.declaration import JobType
 from verglas.project.pipeline import Status
 from verglas.project.project import Project
+from verglas.project.relion_options import relion_option
 from verglas.records.record import FAIL, Record
 from verglas.workflow.request import JobRequest
 
@@ -25,3 +27,18 @@ def leave_job(project: Project, name: str, request: JobRequest, declared: JobTyp
     status = Status.ABORTED if aborted else Status.FAILED if record.verdict == FAIL else Status.SUCCEEDED
     outputs = {name + spec.path: int(spec.node) for spec in declared.outputs(request.params) if (Path(name) / spec.path).exists()}
     project.enter(name, {}, outputs, status)
+
+
+def job_options(request: JobRequest) -> dict[str, str]:
+    """Parameters and inputs as name and value for `job.star`: Yes and No, lists by commas, nothing for None."""
+    given: dict[str, Any] = {spec.name: request.inputs.get(spec.name) for spec in request.declared.inputs}
+    given.update(request.params.model_dump(mode="json"))
+    return {relion_option(request.declared.name, name): _option_text(value) for name, value in given.items()}
+
+
+def _option_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "Yes" if value else "No"
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

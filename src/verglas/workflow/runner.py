@@ -31,12 +31,12 @@ from verglas.project.project import Project
 from verglas.records.lock import FolderLock
 from verglas.records.machine import machine, software, usable_cores
 from verglas.records.meters import bytes_left
-from verglas.records.outputs import inspect_output, timeliness_problem
 from verglas.records.record import FAIL, PASS, UNCHECKED, Record
 from verglas.records.verdict import Evidence, check_results, judge
 from verglas.workflow import inputs as origins
-from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out, stamps
-from verglas.workflow.enter import enter_job, leave_job
+from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out
+from verglas.workflow.enter import enter_job, job_options, leave_job
+from verglas.workflow.evidence import changes_of, look_at_outputs
 from verglas.workflow.folder import Place, find_place, iterations_in, past_runs, sort_out
 from verglas.workflow.process import call_in_child
 from verglas.workflow.request import JobRequest, fingerprint
@@ -189,8 +189,12 @@ class _Running:
             items=run.items,
             checks=self.declared.checks(self.request.params),
         )
-        note = self._look_at_outputs(evidence, run.left) if evidence.exit_code == 0 and not evidence.stopped else ""
-        evidence.input_problems = input_problems + _changed(record.inputs)
+        note = ""
+        if evidence.exit_code == 0 and not evidence.stopped:
+            record.outputs, note = look_at_outputs(
+                evidence, self.declared, self.request.params, folder, run.left, self.lock.start_ns, self.kept
+            )
+        evidence.input_problems = input_problems + changes_of(record.inputs)
         record.verdict, record.reasons = judge(evidence)
         self._fill(run, evidence, note)
         code = self._exit_code(run)
@@ -203,23 +207,6 @@ class _Running:
         if self.project is not None and self.place.name:
             leave_job(self.project, self.place.name, self.request, self.declared, record, aborted=code == EXIT_ABORTED)
         return Outcome(folder, record, code)
-
-    def _look_at_outputs(self, evidence: Evidence, left: dict[str, list[int]]) -> str:
-        """Check and measure the declared outputs, in a child of its own: a damaged file can't take the judge with it.
-
-        Returns the metrics in a few words.
-        """
-        try:
-            seen = call_in_child(_read_outputs, self.declared, self.request.params, self.folder, left)
-        except RuntimeError as error:
-            evidence.measuring_failed = f"outputs could not be checked: {error}"
-            return ""
-        self.record.outputs = seen["outputs"]
-        problems = [found.pop("problem") for found in seen["outputs"]]
-        late = [timeliness_problem(found, self.lock.start_ns, self.kept) for found in seen["outputs"]]
-        evidence.output_problems = [p for p in (*problems, *late, *seen["swapped"]) if p]
-        evidence.metrics, evidence.measuring_failed = seen["metrics"], seen["measuring_failed"]
-        return str(seen["note"])
 
     def _fill(self, run: Run, evidence: Evidence, note: str) -> None:
         record = self.record
@@ -242,48 +229,6 @@ class _Running:
         return EXIT_CODES[self.record.verdict or FAIL]
 
 
-def job_options(request: JobRequest) -> dict[str, str]:
-    """Parameters and inputs as name and value for `job.star`: Yes and No, lists by commas, nothing for None."""
-    from verglas.project.relion_options import relion_option
-
-    given: dict[str, Any] = {spec.name: request.inputs.get(spec.name) for spec in request.declared.inputs}
-    given.update(request.params.model_dump(mode="json"))
-    return {relion_option(request.declared.name, name): _option_text(value) for name, value in given.items()}
-
-
 def now() -> str:
     """The moment, with the local zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _option_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "Yes" if value else "No"
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def _changed(inputs: list[dict[str, Any]]) -> list[str]:
-    try:
-        found: list[str] = call_in_child(origins.changes, inputs)
-    except RuntimeError as error:
-        return [f"inputs could not be compared: {error}"]
-    return found
-
-
-def _read_outputs(declared: JobType, params: Any, folder: Path, left: dict[str, list[int]]) -> dict[str, Any]:
-    """Facts of every declared output, those swapped since the job ended, and the metrics, measured from files."""
-    outputs = []
-    for spec in declared.outputs(params):
-        outputs.append({"name": spec.name, "node": int(spec.node), **inspect_output(folder, spec.path)})
-    seen: dict[str, Any] = {"outputs": outputs, "metrics": None, "measuring_failed": None, "note": ""}
-    present = stamps(declared, params, folder)
-    seen["swapped"] = [f"{path} was changed after the job ended" for path in present if left.get(path) not in (None, present[path])]
-    if not any(found["problem"] for found in outputs):
-        try:
-            seen["metrics"] = dict(declared.measure(folder, params))
-            seen["note"] = declared.describe(seen["metrics"])
-        except Exception as error:
-            seen["measuring_failed"] = f"could not be measured: {type(error).__name__}: {error}"
-    return seen
