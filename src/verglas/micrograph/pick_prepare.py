@@ -21,11 +21,13 @@ class Coarse:
     """A micrograph on coarse pixels.
 
     values: float32 [y, x], median 0 and robust deviation 1. pixel_size: Å. shape: (y, x) of the micrograph itself in its own pixels.
+    usable: bool [y, x], false where there is no ice to pick from.
     """
 
     values: torch.Tensor
     pixel_size: float
     shape: tuple[int, int]
+    usable: torch.Tensor
 
     def to_fine(self, positions: torch.Tensor) -> torch.Tensor:
         """Positions [n, 2] (x, y) in coarse pixels, as pixels of the micrograph."""
@@ -52,7 +54,7 @@ def prepare_micrograph(image: torch.Tensor, pixel_size: float, work_pixel: float
     transform = crop_rect(torch.fft.rfft2(values), shape, (new_shape[0], new_shape[1]))
     coarse = torch.fft.irfft2(transform, s=new_shape)
     centre, spread = robust_spread(coarse)
-    return Coarse((coarse - centre) / spread, pixel_size * shape[1] / new_shape[1], shape)
+    return Coarse((coarse - centre) / spread, pixel_size * shape[1] / new_shape[1], shape, torch.ones_like(coarse, dtype=torch.bool))
 
 
 def robust_spread(values: torch.Tensor) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from verglas.volume.rotations import euler_to_matrix
 from verglas.volume.slices import Projector, pixel_list
 
 _FINER = 1.25  # pixels are this much finer than the low-pass filter's Nyquist limit needs
-_ENERGY_LEFT_OUT = 1e-3  # of the templates' power, by the basis
+_ENERGY_LEFT_OUT = 3e-3  # of the templates' power, by the basis
 _SCORES_AT_ONCE = 1 << 24
 
 
@@ -83,7 +83,6 @@ def template_bank(
     else:
         images, count = _rotations(_on_pixels(references, pixel_size, work_pixel, box), psi, directions), len(directions)
     images = _low_passed(images, work_pixel, low_pass)
-
     basis, weights = _compress(images)
     numbers = torch.arange(1, count + 1).repeat_interleave(n_psi)
     return TemplateBank(basis, weights, numbers, psi.repeat(count), work_pixel, diameter)
@@ -125,7 +124,7 @@ def _low_pass_gain(shape: tuple[int, int], pixel_size: float, low_pass: float, d
 
 
 def _compress(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Basis [r, n, n] and weights [t, r] of images [t, n, n], by the singular vectors that carry all but a thousandth of the power."""
+    """Basis [r, n, n] and weights [t, r] of images [t, n, n], by the singular vectors that carry all but a few thousandths of the power."""
     flat = images.flatten(1)
     flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
     power, vectors = torch.linalg.eigh((flat.T @ flat).double())
@@ -134,9 +133,7 @@ def _compress(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return basis.unflatten(1, images.shape[1:]), flat @ basis.T
 
 
-def match_templates(
-    coarse: Coarse, bank: TemplateBank, ctf: Mapping[str, float] | None = None, whiten: torch.Tensor | None = None
-) -> Match:
+def match_templates(coarse: Coarse, bank: TemplateBank, ctf: Mapping[str, float] | None = None) -> Match:
     """Correlation coefficient of the best template at each pixel of a micrograph in which particles are dark.
 
     Both are compared inside a circle of the particle's diameter, the micrograph less its mean there and divided by its deviation

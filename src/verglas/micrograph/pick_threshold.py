@@ -12,16 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 _NOISE_LIMIT = 2.5  # deviations of the noise peaks above their mean, the lowest cut
+_FEW = 0.03  # share of the peaks below which a population is suspected to be dirt
+_CLEAR = 3.0  # separation of two populations that leaves no doubt
 _FEWEST = 20  # scores that a mixture can be fitted to
 _ITERATIONS = 200
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The threshold, the mean and deviation of noise and particle scores, the share of particles, and how far apart they are.
-
-    `separation` is the difference of the means over the root mean square deviation (Ashman's D is √2 times that / √2; above 2: clear).
-    """
+    """The threshold, mean and deviation of the noise's and of the particles' scores, and the share of particles among the peaks."""
 
     threshold: float
     noise: tuple[float, float]
@@ -30,7 +29,7 @@ class Cut:
 
     @property
     def separation(self) -> float:
-        """Distance of the two means in units of the mean deviation; above 2 the populations are clearly apart (Ashman's D)."""
+        """Distance of the two means in units of their root mean square deviation (Ashman's D; above 2 the populations are apart)."""
         spread = np.hypot(self.noise[1], self.particles[1]) / np.sqrt(2)
         return float((self.particles[0] - self.noise[0]) / max(spread, 1e-12))
 
@@ -39,11 +38,20 @@ def find_cut(scores: np.ndarray) -> Cut:
     """The cut of peak scores [n] of all micrographs. With fewer than 20 scores all are kept."""
     scores = np.sort(np.asarray(scores, np.float64))
     if len(scores) < _FEWEST:
-        return Cut(-np.inf, (0.0, 1.0), (0.0, 1.0), 1.0)
+        return Cut(-float(np.inf), (0.0, 1.0), (0.0, 1.0), 1.0)
     scores = np.clip(scores, *np.quantile(scores, [0.002, 0.998]))
+    cut = _cut(scores)
+    if cut.share < _FEW:
+        # a few very high scores (dirt that was not masked) can pass for the second population: look below them
+        below = _cut(scores[scores < cut.threshold])
+        cut = below if below.separation > _CLEAR and below.share > _FEW else cut
+    return cut
+
+
+def _cut(scores: np.ndarray) -> Cut:
     mean, spread, share = _fit(scores, _otsu(scores))
     threshold = max(_equal_odds(mean, spread, share), mean[0] + _NOISE_LIMIT * spread[0])
-    return Cut(float(threshold), (mean[0], spread[0]), (mean[1], spread[1]), float(share))
+    return Cut(float(threshold), (float(mean[0]), float(spread[0])), (float(mean[1]), float(spread[1])), share)
 
 
 def _otsu(scores: np.ndarray) -> int:
