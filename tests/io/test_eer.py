@@ -3,6 +3,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 
@@ -103,7 +104,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ItemError, match="frame 2 of 2 is damaged"):
         open_movie(path, eer_grouping=2).read_all()
     path.write_bytes(whole[: offset - 20])
-    with pytest.raises(ItemError, match="cut short|corrupted"):
+    with pytest.raises(ItemError, match=r"cut short|corrupted"):
         open_movie(path, eer_grouping=2)
 
 
@@ -111,8 +112,6 @@ def test_damage_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", [COMPRESSION_7BIT, COMPRESSION_8BIT])
 @pytest.mark.parametrize("upsampling", [1, 2])
 def test_relion_reads_the_same_counts_in_the_same_place(tmp_path: Path, compression: int, upsampling: int) -> None:
-    import pandas as pd
-
     shape = (4096, 4096)  # the only size that RELION takes
     codec = EerCodec(7)
     frames = [electrons(2e-4, codec, seed, shape) for seed in range(2)]

@@ -204,10 +204,10 @@ def test_extended_header_of_any_length_is_passed_over(map_path: Path) -> None:
 def test_cut_and_contradictory_files_are_refused(map_path: Path) -> None:
     raw = map_path.read_bytes()
     map_path.write_bytes(raw[: 1024 + MAP.nbytes // 2])
-    with pytest.raises(FileFormatError, match="cut short.*2 of 4 sections"):
+    with pytest.raises(FileFormatError, match=r"cut short.*2 of 4 sections"):
         read_map(map_path)
     map_path.write_bytes(raw + MAP[0].tobytes())
-    with pytest.raises(FileFormatError, match="too long.*contradicts"):
+    with pytest.raises(FileFormatError, match=r"too long.*contradicts"):
         read_map(map_path)
     map_path.write_bytes(raw[:100])
     with pytest.raises(FileFormatError, match="not an MRC file: 100 bytes"):
@@ -220,7 +220,7 @@ def test_cut_and_contradictory_files_are_refused(map_path: Path) -> None:
 @pytest.mark.parametrize("cell", [0.0, -12.0, float("nan")])
 def test_a_pixel_size_that_is_none_is_asked_for(map_path: Path, cell: float) -> None:
     edit(map_path, (40, "<f", cell))
-    with pytest.raises(FileFormatError, match="pixel size is .*Give the pixel size"):
+    with pytest.raises(FileFormatError, match=r"pixel size is .*Give the pixel size"):
         read_map(map_path)
     assert read_map(map_path, pixel_size=1.5)[1] == 1.5
 

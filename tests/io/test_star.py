@@ -55,7 +55,7 @@ def test_every_layout_gives_the_same_table(tmp_path: Path, layout: str, size: st
         text, skip = text.replace(first, f"mic_0001.mrc 10000.0 1{end}" * 1000 + first), 1000
     path = write(tmp_path, text)
     if layout in RELION_READS_LESS:
-        with pytest.warns(UserWarning, match="RELION 3.1 would"):
+        with pytest.warns(UserWarning, match=r"RELION 3.1 would"):
             blocks = read_star(path)
     else:
         blocks = read_star(path)
@@ -200,7 +200,7 @@ def test_a_missing_table_or_column_lists_what_is_there(tmp_path: Path) -> None:
     path = write(tmp_path, PLAIN)
     with pytest.raises(FileFormatError, match="no table data_optics; found data_particles"):
         list_table(read_star(path), "optics", path)
-    with pytest.raises(FileFormatError, match="no column rlnDefocusV.*rlnDefocusU"):
+    with pytest.raises(FileFormatError, match=r"no column rlnDefocusV.*rlnDefocusU"):
         numbers(list_table(read_star(path), "particles", path), "rlnDefocusV", path)
 
 

@@ -11,13 +11,17 @@ from verglas.errors import FileFormatError, InputError
 
 @dataclass(frozen=True)
 class Atoms:
-    """Atoms of a model: position [n, 3] (x, y, z) in Å, element symbols [n], b_factor [n] in Å², occupancy [n], chain names [n]."""
+    """Atoms of a model: position [n, 3] (x, y, z) in Å, element symbols, b_factor in Å², occupancy, chain names, all [n].
+
+    `site` [n]: residue number and atom name, the same for the same atom of another copy of the chain.
+    """
 
     position: np.ndarray
     element: np.ndarray
     b_factor: np.ndarray
     occupancy: np.ndarray
     chain: np.ndarray
+    site: np.ndarray
 
     def __len__(self) -> int:
         return len(self.element)
@@ -56,15 +60,16 @@ def read_atoms(path: str | os.PathLike[str], assembly: str | None = None, waters
         structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
     if not waters:
         structure.remove_waters()
-    found = [(chain.name, atom) for chain in structure[0] for residue in chain for atom in _one_conformation(residue)]
+    found = [(chain.name, f"{residue.seqid} {atom.name}", atom) for chain in structure[0] for residue in chain for atom in _one_conformation(residue)]
     if not found:
         raise FileFormatError(path, "holds no atoms other than water")
     return Atoms(
-        position=np.array([atom.pos.tolist() for _, atom in found], np.float64),
-        element=np.array([atom.element.name for _, atom in found]),
-        b_factor=np.array([atom.b_iso for _, atom in found], np.float64),
-        occupancy=np.array([atom.occ for _, atom in found], np.float64),
-        chain=np.array([name for name, _ in found]),
+        position=np.array([atom.pos.tolist() for _, _, atom in found], np.float64),
+        element=np.array([atom.element.name for _, _, atom in found]),
+        b_factor=np.array([atom.b_iso for _, _, atom in found], np.float64),
+        occupancy=np.array([atom.occ for _, _, atom in found], np.float64),
+        chain=np.array([name for name, _, _ in found]),
+        site=np.array([site for _, site, _ in found]),
     )
 
 

@@ -66,7 +66,7 @@ def open_eer(path: PathName, tiff: tifffile.TiffFile) -> EerFile:
     shapes = {(page.imagelength, page.imagewidth) for page in pages}
     if len(shapes) != 1:
         raise ValueError(f"frames of {len(shapes)} different sizes")
-    tag = tiff.pages[0].tags.get(65001)
+    tag = tiff.pages.first.tags.get(65001)
     metadata = bytes(tag.value).decode("utf-8", "replace") if tag is not None and isinstance(tag.value, bytes) else ""
     return EerFile(Path(path), shapes.pop(), frames, metadata)
 
@@ -83,7 +83,9 @@ def eer_fractions(frames: int, per_fraction: int, keep_rest: bool = False) -> li
     return [range(start, min(start + per_fraction, frames)) for start in starts]
 
 
-def write_eer(path: PathName, frames: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int], compression: int = COMPRESSION_7BIT) -> None:
+def write_eer(
+    path: PathName, frames: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int], compression: int = COMPRESSION_7BIT
+) -> None:
     """Write electron events as a BigTIFF: for each internal frame pixel indices (ascending, distinct) and raw sub-pixel bits."""
     pixels = shape[0] * shape[1]
     metadata = f'<metadata><item name="numberOfFrames">{len(frames)}</item></metadata>'.encode()
@@ -112,4 +114,5 @@ def write_eer(path: PathName, frames: list[tuple[np.ndarray, np.ndarray]], shape
 def _codec(page: tifffile.TiffPage) -> EerCodec:
     if int(page.compression) != COMPRESSION_VARIABLE:
         return CODECS[int(page.compression)]
-    return EerCodec(*(int(page.tags.valueof(tag, default)) for tag, default in ((_SKIP_BITS, 7), (_X_BITS, 2), (_Y_BITS, 2))))
+    skip, x, y = (int(page.tags.valueof(tag, default)) for tag, default in ((_SKIP_BITS, 7), (_X_BITS, 2), (_Y_BITS, 2)))
+    return EerCodec(skip, x, y)

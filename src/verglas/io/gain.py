@@ -31,7 +31,7 @@ def read_gain(
     gain = np.rot90(raw, -rotation)
     gain = gain[::-1] if flip == 1 else gain[:, ::-1] if flip == 2 else gain
     scale = _scale(path, gain.shape, movie_shape, rotation)
-    defects = ~(np.isfinite(gain) & (gain > 0))
+    defects: np.ndarray = ~(np.isfinite(gain) & (gain > 0))
     if defects.all():
         raise FileFormatError(path, "holds no positive value", "Is it a gain reference?")
     good = np.where(defects, 1, gain)
@@ -78,4 +78,4 @@ def _halved(gain: np.ndarray, defects: np.ndarray) -> tuple[np.ndarray, np.ndarr
     ny, nx = gain.shape
     blocks = defects.reshape(ny // 2, 2, nx // 2, 2).any(axis=(1, 3))
     mean = gain.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))
-    return np.where(blocks, 0, mean).astype(np.float32), blocks
+    return np.where(blocks, 0, mean).astype(np.float32), np.asarray(blocks)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import imagecodecs
 import numpy as np
 import tifffile
 
 from verglas.errors import FileFormatError, InputError, ItemError
 from verglas.io.eer import EerFile, eer_fractions, is_eer, open_eer
-from verglas.io.mrc_header import MrcHeader, read_header
+from verglas.io.movie_tiff import check_chain, tiff_frames
 from verglas.io.movie_writer import write_movie
+from verglas.io.mrc_header import MrcHeader, read_header
 
 __all__ = ["Movie", "eer_fractions", "open_movie", "write_movie"]
 
@@ -26,12 +26,11 @@ PathName = str | os.PathLike[str]
 
 TIFF_NAMES, EER_NAMES, MRC_NAMES = (".tif", ".tiff"), (".eer",), (".mrc", ".mrcs", ".st", ".map")
 _DAMAGE = (ValueError, RuntimeError, OSError, struct.error, IndexError, KeyError, AttributeError, TypeError)
-_LZW = 5
 
 
 class _Frames(Protocol):
-    shape: tuple[int, int]
-
+    @property
+    def shape(self) -> tuple[int, int]: ...
     def __len__(self) -> int: ...
     def read(self, index: int) -> np.ndarray: ...
 
@@ -96,7 +95,7 @@ def open_movie(path: PathName, eer_grouping: int | None = None, eer_upsampling: 
             tiff.pages.useframes = False
             check_chain(tiff)
             if not is_eer(tiff.pages[-1]):  # type: ignore[arg-type]
-                frames = _tiff_frames(path, tiff)
+                frames = tiff_frames(path, tiff)
                 return Movie(path, (1,) * len(frames), _frames=frames)
             eer = open_eer(path, tiff)
     return _eer_movie(eer, eer_grouping, eer_upsampling, keep_rest)
@@ -134,7 +133,7 @@ def _eer_movie(eer: EerFile, grouping: int | None, upsampling: int, keep_rest: b
         raise InputError("eer_upsampling", f"is {upsampling}, 1 or 2 was expected")
     fractions = eer_fractions(len(eer.frames), grouping, keep_rest)
     rest = len(eer.frames) % grouping
-    notes = ()
+    notes: tuple[str, ...] = ()
     if rest:
         what = f"make a last, shorter fraction of {rest}" if keep_rest else "are left out"
         notes = (f"{rest} of {len(eer.frames)} internal frames {what} ({grouping} per fraction)",)
@@ -178,67 +177,3 @@ class _MrcFrames:
         offset = self.header.offset + index * ny * nx * self.header.dtype.itemsize
         values = np.fromfile(self.path, self.header.dtype, ny * nx, offset=offset)
         return values.reshape(ny, nx)
-
-
-@dataclass(frozen=True)
-class _TiffFrames:
-    path: Path
-    pages: list[tifffile.TiffPage]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.pages[0].shape  # type: ignore[return-value]
-
-    def __len__(self) -> int:
-        return len(self.pages)
-
-    def read(self, index: int) -> np.ndarray:
-        page = self.pages[index]
-        if page.is_tiled or page.fillorder != 1 or page.predictor > 2:
-            with tifffile.TiffFile(self.path) as tiff:
-                return tiff.pages[index].asarray()[::-1]
-        with self.path.open("rb") as file:
-            strips = [
-                os.pread(file.fileno(), size, offset) for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True)
-            ]
-        if [*map(len, strips)] != list(page.databytecounts):
-            raise ValueError("the file ends within the frame")
-        return _strips_to_image(page, strips)[::-1]
-
-
-def check_chain(tiff: tifffile.TiffFile) -> None:
-    """Raise ValueError where the last page points at another one that cannot be read, as in a file cut short."""
-    page, form = tiff.pages[-1], tiff.tiff
-    assert isinstance(page, tifffile.TiffPage)
-    tiff.filehandle.seek(page.offset)
-    count = struct.unpack(form.tagnoformat, tiff.filehandle.read(form.tagnosize))[0]
-    tiff.filehandle.seek(page.offset + form.tagnosize + count * form.tagsize)
-    if struct.unpack(form.offsetformat, tiff.filehandle.read(form.offsetsize))[0]:
-        raise ValueError(f"the file ends after {len(tiff.pages)} frames, and more were written: it is cut short")
-
-
-def _tiff_frames(path: Path, tiff: tifffile.TiffFile) -> _TiffFrames:
-    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
-    shapes = {page.shape for page in pages}
-    if len(shapes) != 1 or len(pages[0].shape) != 2:
-        raise ValueError(f"frames of one size and one channel were expected, found {', '.join(map(str, sorted(shapes)))}")
-    return _TiffFrames(path, pages)
-
-
-def _strips_to_image(page: tifffile.TiffPage, strips: list[bytes]) -> np.ndarray:
-    """Decode strips, each of which must give exactly the bytes of its rows: a damaged LZW strip seldom does."""
-    ny, nx = page.shape
-    dtype = np.dtype(page.parent.byteorder + page.dtype.char)
-    image = np.empty((ny, nx), dtype.newbyteorder("="))
-    rows = min(page.rowsperstrip, ny)
-    for index, strip in enumerate(strips):
-        part = image[index * rows : (index + 1) * rows]
-        if page.compression == _LZW:
-            strip = imagecodecs.lzw_decode(strip)
-        elif page.compression != 1:
-            strip = tifffile.TIFF.DECOMPRESSORS[page.compression](strip)
-        if len(strip) != part.nbytes:
-            raise ValueError(f"strip {index + 1} of {len(strips)} gives {len(strip)} bytes, {part.nbytes} expected")
-        values = np.frombuffer(strip, dtype).reshape(part.shape)
-        part[:] = np.cumsum(values, axis=1, dtype=part.dtype) if page.predictor == 2 else values
-    return image

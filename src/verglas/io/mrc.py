@@ -201,7 +201,7 @@ def _write(path: PathName, array: np.ndarray, pixel_size: float, dtype: str, is_
 
 def _write_at(file: int, offset: int, values: np.ndarray) -> None:
     """Write all bytes at `offset`; unlike a mapped file, a full disk is an OSError here and not a crash."""
-    view = memoryview(values).cast("B")
+    view = memoryview(values.data).cast("B")
     while view:
         done = os.pwrite(file, view, offset)
         view, offset = view[done:], offset + done

@@ -8,6 +8,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
@@ -19,6 +20,7 @@ MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}
 _UNREAD_MODES = {3: "complex 16-bit integers", 4: "complex floats", 5: "bytes as 16-bit integers", 16: "RGB", 101: "4-bit integers"}
 _STAMPS = {b"\x44\x44": "<", b"\x44\x41": "<", b"\x11\x11": ">"}
 _IMOD_STAMP, _IMOD_SIGNED_BYTES = 1146047817, 1
+_Order = Literal["<", ">"]
 _AXES = ((1, 2, 3), (0, 0, 0))
 
 
@@ -128,9 +130,10 @@ def make_header(shape: tuple[int, int, int], dtype: np.dtype, pixel_size: float,
     return header
 
 
-def _byte_order(path: str | os.PathLike[str], raw: bytes) -> tuple[str, np.void]:
+def _byte_order(path: str | os.PathLike[str], raw: bytes) -> tuple[_Order, np.void]:
     """Byte order under which size and mode make sense, and the header read so."""
-    for order in "<>":
+    orders: tuple[_Order, ...] = ("<", ">")
+    for order in orders:
         head = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
         if all(0 < head[n] < 1 << 24 for n in ("nx", "ny", "nz")) and 0 <= head["mode"] < 256:
             return order, head
@@ -138,7 +141,7 @@ def _byte_order(path: str | os.PathLike[str], raw: bytes) -> tuple[str, np.void]
     raise FileFormatError(path, f"is not an MRC file: its size reads as {size[0]} x {size[1]} x {size[2]}, mode {size[3]}")
 
 
-def _dtype(path: str | os.PathLike[str], raw: bytes, head: np.void, mode: int, order: str) -> np.dtype:
+def _dtype(path: str | os.PathLike[str], raw: bytes, head: np.void, mode: int, order: _Order) -> np.dtype:
     if mode not in MODES:
         known = ", ".join(f"{mode} ({name})" for mode, name in MODES.items())
         raise FileFormatError(path, f"MRC mode {mode} ({_UNREAD_MODES.get(mode, 'unknown')}) is not read; modes {known} are", "Convert it")

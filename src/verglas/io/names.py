@@ -52,4 +52,4 @@ def _inside(path: str | os.PathLike[str]) -> str:
 
 def _stem(path: str) -> str:
     """The path without its last extension; a name that begins with its only dot has none."""
-    return os.path.splitext(path)[0]
+    return str(PurePosixPath(path).with_suffix(""))

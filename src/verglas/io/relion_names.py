@@ -96,6 +96,4 @@ TEXT_COLUMNS = frozenset(
     }
 )
 
-INTEGER_COLUMNS = frozenset(
-    {"optics_group", "group_number", "class_number", "half", "significant_samples", "box_size", "dimensionality"}
-)
+INTEGER_COLUMNS = frozenset({"optics_group", "group_number", "class_number", "half", "significant_samples", "box_size", "dimensionality"})

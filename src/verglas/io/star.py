@@ -19,7 +19,7 @@ from verglas.errors import FileFormatError
 from verglas.io.star_rows import NUMBER, parse_rows, split_row
 from verglas.io.star_writer import write_star
 
-__all__ = ["StarBlock", "integers", "list_table", "numbers", "read_star", "write_star"]
+__all__ = ["NUMBER", "StarBlock", "integers", "list_table", "numbers", "read_star", "write_star"]
 
 StarBlock: TypeAlias = pd.DataFrame | dict[str, str]
 

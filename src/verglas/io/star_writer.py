@@ -41,7 +41,7 @@ def _table(path: str | PathLike[str], name: str, table: pd.DataFrame | Mapping[s
 
 
 def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[str, list[Any]]:
-    """printf format and values of one column."""
+    """Format (of `%`) and values of one column."""
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column):
         return "%12d", column.astype(np.int64).tolist()
     if pd.api.types.is_float_dtype(column):
