@@ -60,7 +60,12 @@ def read_atoms(path: str | os.PathLike[str], assembly: str | None = None, waters
         structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
     if not waters:
         structure.remove_waters()
-    found = [(chain.name, f"{residue.seqid} {atom.name}", atom) for chain in structure[0] for residue in chain for atom in _one_conformation(residue)]
+    found = [
+        (chain.name, f"{residue.seqid} {atom.name}", atom)
+        for chain in structure[0]
+        for residue in chain
+        for atom in _one_conformation(residue)
+    ]
     if not found:
         raise FileFormatError(path, "holds no atoms other than water")
     return Atoms(

@@ -14,64 +14,98 @@ import torch
 from verglas.errors import InputError
 from verglas.volume.symmetry import symmetry_operators
 
-LARGEST_RMS = 3.0  # Å between a chain and its turned copy
+LARGEST_MEDIAN = 2.0  # Å between atoms of a chain and of its turned copy
+ROUNDS = 6  # of choosing the atoms that fit and fitting them
+SHARED_SITES = 0.7
+LARGEST_DISTANCE = 2.0  # Å between the centres about which the chains turn
 LARGEST_MISFIT = 1.0  # degrees between a found axis and the group's
 
 
-def rotation_into_setting(position: np.ndarray, chain: np.ndarray, symmetry: str, where: str) -> np.ndarray:
-    """Rotation [3, 3] that turns a centred model (positions [n, 3] Å, chain names [n]) into RELION's setting of `symmetry`.
+def setting_of_chains(
+    position: np.ndarray, chain: np.ndarray, site: np.ndarray, symmetry: str, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation [3, 3] and centre [3]: rotation @ (position − centre) lies in RELION's setting of `symmetry`.
 
-    Raises InputError where the chains don't repeat as that group asks, or their axes disagree with it by more than 1°.
+    Positions Å [n, 3], chain names [n]; `site` [n] names the same atom of every copy alike. Raises InputError where the
+    chains don't repeat as that group asks, or their axes disagree with it by more than 1°.
     """
-    group = np.asarray(torch.as_tensor(symmetry_operators(symmetry)).cpu(), np.float64)
-    found = chain_rotations(position, chain, where)
+    group = group_rotations(symmetry)
+    found, shifts = chain_rotations(position, chain, site)
     if len(found) != len(group):
         raise InputError(
             where,
-            f"{len(found)} equal chains lie around the centre, symmetry {symmetry} needs {len(group)}",
+            f"{len(found)} equal chains were found, symmetry {symmetry} needs {len(group)}",
             "Give the biological assembly (--assembly 1), or the symmetry that the model has",
         )
+    centre, distance = _common_centre(found, shifts)
     rotation = _match(found, group)
-    turned = rotation @ found @ rotation.T
-    misfit = max(_angle(turned[:, None] @ group.transpose(0, 2, 1)[None]).min(axis=1))
-    if misfit > LARGEST_MISFIT:
+    misfit = _misfit(rotation @ found @ rotation.T, group)
+    if distance > LARGEST_DISTANCE or misfit > LARGEST_MISFIT:
         raise InputError(
             where,
-            f"the axes of its chains miss those of {symmetry} by {misfit:.1f}°",
+            f"the axes of its chains miss those of {symmetry} by {misfit:.1f}°, and a common centre by {distance:.1f} Å",
             "Give the symmetry that the model has, or C1 to take it as it lies",
         )
-    return rotation
+    return rotation, centre
 
 
-def chain_rotations(position: np.ndarray, chain: np.ndarray, where: str) -> np.ndarray:
-    """Rotations [copies, 3, 3] about the origin that carry the first chain onto its copies, itself first.
+def chain_rotations(position: np.ndarray, chain: np.ndarray, site: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations R [copies, 3, 3] and shifts t [copies, 3] with R p + t on the copies of the first chain, itself first.
 
-    Chains with as many atoms as the first count as copies. Raises InputError where one doesn't fit within 3 Å.
+    Chains that share seven tenths of the first one's sites and fit within 2 Å (median) count as copies.
     """
     names = list(dict.fromkeys(chain.tolist()))
-    first = position[chain == names[0]]
-    rotations = []
+    first, first_sites = position[chain == names[0]], site[chain == names[0]]
+    rotations, shifts = [], []
     for name in names:
         other = position[chain == name]
-        if len(other) != len(first):
+        _, here, there = np.intersect1d(first_sites, site[chain == name], return_indices=True)
+        if len(here) < SHARED_SITES * len(first):
             continue
-        rotation = _kabsch(first, other)
-        rms = float(np.sqrt(((first @ rotation.T - other) ** 2).sum(axis=1).mean()))
-        if rms > LARGEST_RMS:
-            problem = f"chain {name} lies {rms:.1f} Å (rms) from any rotation of chain {names[0]} about the centre"
-            raise InputError(where, problem, "Give the whole assembly, or symmetry C1")
-        rotations.append(rotation)
-    return np.stack(rotations)
+        rotation, shift, median = _superpose(first[here], other[there])
+        if median < LARGEST_MEDIAN:
+            rotations.append(rotation)
+            shifts.append(shift)
+    return np.stack(rotations), np.stack(shifts)
 
 
-def symmetry_error(position: np.ndarray, chain: np.ndarray, symmetry: str) -> float:
-    """Rms distance (Å) of the chains' centres from where the group's operators put them; 0 for a model in RELION's setting."""
-    group = np.asarray(torch.as_tensor(symmetry_operators(symmetry)).cpu(), np.float64)
-    names = list(dict.fromkeys(chain.tolist()))
-    centres = np.stack([position[chain == name].mean(axis=0) for name in names])
-    images = np.einsum("gij,cj->gci", group, centres)
-    nearest = np.linalg.norm(images[:, :, None] - centres[None, None], axis=-1).min(axis=2)
-    return float(np.sqrt((nearest**2).mean()))
+def group_rotations(symmetry: str) -> np.ndarray:
+    """Operators of a point group in RELION's setting, float64 [n, 3, 3]."""
+    return np.asarray(torch.as_tensor(symmetry_operators(symmetry)), np.float64)
+
+
+def axes_misfit(position: np.ndarray, chain: np.ndarray, site: np.ndarray, symmetry: str) -> float:
+    """Largest angle (degrees) between a rotation that relates two chains and the nearest of the group's, as the model lies."""
+    rotations, _ = chain_rotations(position, chain, site)
+    return _misfit(rotations, group_rotations(symmetry))
+
+
+def _superpose(moving: np.ndarray, fixed: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Rotation, shift and median distance (Å) of the best fit to the half of the atoms that fit best: tails differ between chains."""
+    best = np.ones(len(moving), bool)
+    for _ in range(ROUNDS):
+        centre, target = moving[best].mean(axis=0), fixed[best].mean(axis=0)
+        rotation = _kabsch(moving[best] - centre, fixed[best] - target)
+        shift = target - rotation @ centre
+        distance = np.linalg.norm(moving @ rotation.T + shift - fixed, axis=1)
+        best = distance <= np.median(distance)
+    return rotation, shift, float(np.median(distance))
+
+
+def _common_centre(rotations: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, float]:
+    """The point that all rotations leave where it is (nearest to the origin where that is a line), and how far they move it, Å."""
+    system = (np.eye(3) - rotations).reshape(-1, 3)
+    centre = np.linalg.lstsq(system, shifts.ravel(), rcond=1e-3)[0]
+    return centre, float(np.linalg.norm((system @ centre - shifts.ravel()).reshape(-1, 3), axis=1).max())
+
+
+def _misfit(rotations: np.ndarray, group: np.ndarray) -> float:
+    return float(_nearest(rotations, group).max())
+
+
+def _nearest(rotations: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Angle of each rotation to the nearest operator of the group, degrees."""
+    return _angle(rotations[:, None] @ group.transpose(0, 2, 1)[None]).min(axis=1)
 
 
 def _match(found: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -79,7 +113,9 @@ def _match(found: np.ndarray, group: np.ndarray) -> np.ndarray:
     axes, angles = _axes(found[1:])
     wanted, wanted_angles = _axes(group[_angle(group) > 1.0])
     candidates = list(_pair_rotations(axes, angles, wanted, wanted_angles))
-    errors = [_angle((q @ found @ q.T)[:, None] @ group.transpose(0, 2, 1)[None]).min(axis=1).sum() for q in candidates]
+    if not candidates:
+        return np.eye(3)
+    errors = [_nearest(q @ found @ q.T, group).sum() for q in candidates]
     best = candidates[int(np.argmin(errors))]
     aligned = axes @ best.T
     cosine = aligned @ wanted.T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 LEVELS = 512  # rates in the table of Poisson quantiles
 DRAWS = 65536
+EER_FRAMES = 32  # internal frames of an EER movie for each frame: a pixel counts at most one electron in each
 HOT_RATE = 25.0  # counts a frame of a hot pixel
 
 
@@ -69,3 +71,16 @@ class PoissonTable:
         level += (bits & 0xFFFF).astype(np.float32) * np.float32(1 / DRAWS)
         np.clip(level, 0, LEVELS - 1, out=level)
         return self._table.reshape(-1).take((level.astype(np.uint32) << np.uint32(16)) + (bits >> np.uint32(16)))
+
+
+def electron_events(frame: np.ndarray, random: np.random.Generator) -> Iterator[np.ndarray]:
+    """A frame of counts as 32 internal frames of zeros and ones that sum to it (to at most 32 a pixel), uint8 [y, x] each."""
+    pixel = np.repeat(np.arange(frame.size), np.minimum(frame.ravel(), EER_FRAMES))
+    first = np.concatenate([[True], pixel[1:] != pixel[:-1]])
+    ordinal = np.arange(len(pixel)) - np.maximum.accumulate(np.where(first, np.arange(len(pixel)), 0))
+    start = random.integers(0, EER_FRAMES, frame.size)
+    slot = (start[pixel] + random.permutation(EER_FRAMES)[ordinal]) % EER_FRAMES
+    for part in range(EER_FRAMES):
+        events = np.zeros(frame.size, np.uint8)
+        events[pixel[slot == part]] = 1
+        yield events.reshape(frame.shape)

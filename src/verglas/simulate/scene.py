@@ -10,7 +10,7 @@ from verglas.simulate.motion import Motion, draw_motion, particle_paths
 from verglas.simulate.settings import SimulationSettings
 
 CRYSTAL_CLEARANCE = 80.0  # Å between a particle's centre and an ice crystal or a clump
-TRUTH, PIXELS = 0, 1  # random streams of a movie
+TRUTH, PIXELS, EVENTS = 0, 1, 2  # random streams of a movie
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from verglas.io.atomic import write_json
 from verglas.io.movie_writer import write_movie
 from verglas.io.mrc import write_image, write_map
 from verglas.io.star import write_star
-from verglas.simulate.detector import HOT_RATE, Detector, PoissonTable, draw_detector, mtf
+from verglas.simulate.detector import EER_FRAMES, HOT_RATE, Detector, PoissonTable, draw_detector, electron_events, mtf
 from verglas.simulate.movie import Instrument, mean_counts, render_movie
 from verglas.simulate.potential import Projector, potential_map
-from verglas.simulate.scene import Scene, draw_scene
+from verglas.simulate.scene import EVENTS, Scene, draw_scene, random_stream
 from verglas.simulate.settings import SimulationSettings
 from verglas.simulate.snr import snr_per_component
 from verglas.simulate.specimen import Specimen, specimen_from_file
@@ -112,6 +112,9 @@ def _make_movies(
 def _make_movie(settings: SimulationSettings, out: Path, scene: Scene, instrument: Instrument) -> None:
     with torch.inference_mode():
         frames = render_movie(settings, scene, instrument)
+    if settings.movie_format == "eer":
+        random = random_stream(settings, scene.index, EVENTS)
+        frames = (part for frame in frames for part in electron_events(frame, random))  # type: ignore[assignment]
     write_movie(out / settings.movie_name(scene.index), frames, settings.pixel_size)
 
 
@@ -160,6 +163,7 @@ def _description(
             "amplitude_contrast": settings.amplitude_contrast,
             "dose_per_frame": settings.dose_per_frame,
             "frames": settings.frames,
+            "eer_grouping": EER_FRAMES if settings.movie_format == "eer" else None,
             "symmetry": specimens[0].symmetry,
             "diameter": round(specimens[0].diameter, 1),
         },

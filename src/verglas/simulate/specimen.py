@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from verglas.errors import InputError
-from verglas.simulate.axes import rotation_into_setting
+from verglas.simulate.axes import setting_of_chains
 
 # Hydrogens that ride on a heavy atom of a protein, on average (C 4.9, N 1.35, O 1.5, S 0.03 and H 7.8 a residue).
 RIDING_HYDROGENS = {"C": 1.25, "N": 1.05, "O": 0.15, "S": 0.3}
@@ -28,10 +28,10 @@ class Specimen:
 
     @property
     def hydrogens(self) -> np.ndarray:
-        """Hydrogens that each atom carries unseen, float64 [n]; none when the model has its own."""
-        if (self.element == "H").any():
-            return np.zeros(len(self.element))
-        return np.array([RIDING_HYDROGENS.get(element, 0.0) for element in self.element])
+        """Hydrogens that each atom carries without their being in the model, float64 [n]: fewer where it has some of its own."""
+        riding = np.array([RIDING_HYDROGENS.get(str(element), 0.0) for element in self.element])
+        present = int((self.element == "H").sum())
+        return riding * max(0.0, 1 - present / max(float(riding.sum()), 1.0))
 
     @property
     def atom_masses(self) -> np.ndarray:
@@ -74,8 +74,8 @@ def specimen_from_file(path: Path, symmetry: str = "C1", assembly: str | None = 
         raise InputError(path, "holds no atoms", "Give a PDB or mmCIF file of the particle")
     if symmetry.upper() == "C1":
         return found
-    rotation = rotation_into_setting(found.position, found.chain, symmetry, where=str(path))
-    return replace(found, position=found.position @ rotation.T)
+    rotation, centre = setting_of_chains(found.position, found.chain, np.asarray(atoms.site), symmetry, where=str(path))
+    return replace(found, position=(found.position - centre) @ rotation.T)
 
 
 def _mass(element: str) -> float:
