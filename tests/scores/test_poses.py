@@ -90,7 +90,7 @@ def test_view_error_leaves_the_in_plane_angle_out():
     found[1::2, 2] -= 8
     errors = pose_errors(found, true, "D2")
     assert errors.degrees.median() == pytest.approx(8, abs=0.5) and errors.view_degrees.median() < 1.2
-    assert errors.summary()["pose_90"] == pytest.approx(8, abs=0.7)
+    assert errors.summary()["pose_90"] == pytest.approx(8, abs=1.2)
 
 
 @pytest.mark.parametrize("group, offset", [("C1", [5.0, -3.0, 2.0]), ("C4", [0.0, 0.0, 4.0]), ("D2", [0.0, 0.0, 0.0])])
