@@ -27,6 +27,7 @@ FLOOR = {
     "workflow": 5,
     "bench": 6,
     "cli": 7,
+    "__main__": 8,
 }
 # A picture is drawn from arrays alone: it knows no room but the maths of maps.
 PICTURES_MAY_USE = {"volume", "optics", "errors"}

@@ -143,20 +143,22 @@ def test_mistakes_are_named_before_any_work(recipe: Path, old: str, new: str, wo
     assert not Path("JoinStar").exists() and not Path("Select").exists()
 
 
-@pytest.mark.parametrize("key, value, words", [("sed", "1", "is no variable"), ("seed", "x", "expected something like 1"), ("left__kin", "x", "is no param")])
+@pytest.mark.parametrize(
+    "key, value, words", [("sed", "1", "is no variable"), ("seed", "x", "expected something like 1"), ("left__kin", "x", "is no param")]
+)
 def test_bad_settings(recipe: Path, key: str, value: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         run(recipe, **{key: value})
 
 
 def test_bad_value_names_file_and_step(recipe: Path) -> None:
-    with pytest.raises(InputError, match=r"tiny.toml: step right, params.nr_split: found 1"):
+    with pytest.raises(InputError, match=r"tiny\.toml: step right, params\.nr_split: found 1"):
         run(recipe, parts="1")
 
 
 def test_missing_output_of_a_step_is_named(recipe: Path) -> None:
     recipe.write_text(TINY.replace("{left.particles}", "{left.movies}"))
-    with pytest.raises(InputError, match="step left has no output or metric 'movies'. It has: rows, "):
+    with pytest.raises(InputError, match=r"step left has no output or metric 'movies'\. It has: rows, "):
         run(recipe)
 
 
@@ -192,4 +194,3 @@ def test_expressions_do_nothing_else(text: str) -> None:
 
 def test_references() -> None:
     assert references("{a / 4} and {step.x or min(b, step.y)}", "here") == {"a", "b", "step.x", "step.y"}
-

@@ -9,7 +9,7 @@ from typing import Any
 from verglas.cli.fields import Parser, given, info_flag, to_model
 from verglas.errors import InputError
 from verglas.jobs.declaration import InputSpec, JobType
-from verglas.workflow.request import JobRequest, option
+from verglas.workflow.request import JobRequest, files_of, option
 
 RUNNER_OPTIONS = {
     "out": ("DIR", "Folder for the job; inside a project it gets the next number by itself"),
@@ -46,7 +46,7 @@ def to_inputs(declared: JobType, found: argparse.Namespace) -> dict[str, Any]:
     for spec in declared.inputs:
         value = getattr(found, spec.name)
         if value is not None:
-            paths[spec.name] = [_path(spec, text) for text in value] if spec.many else _path(spec, value)
+            paths[spec.name] = [file for text in value for file in files_of(str(_path(spec, text)))] if spec.many else _path(spec, value)
     return paths
 
 

@@ -69,4 +69,5 @@ def clean_command(jobs: list[str], *, dry_run: bool) -> int:
 def _intermediates(folder: Path, type_name: str, outputs: set[str]) -> list[Path]:
     from verglas.jobs.registry import job_type
 
-    return [path for path in job_type(type_name).clean(folder) if path.is_file() and str(path.relative_to(folder)) not in outputs]
+    kept = {*outputs, "job.star", "job_pipeline.star", "default_pipeline.star", "record.json"}
+    return [path for path in job_type(type_name).clean(folder) if path.is_file() and str(path.relative_to(folder)) not in kept]

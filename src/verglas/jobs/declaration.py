@@ -54,7 +54,7 @@ def param(default: Any, help: str, *, label: str = "", flag: str = "", unit: str
 class JobParams(BaseModel):
     """Parameters that every job has. Jobs subclass it; names follow RELION's GUI where one exists."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     random_seed: int = param(1, "Seed of everything random", flag="--random_seed", ge=0)
     device: str = param("auto", "Where to compute: auto, cpu, cuda or cuda:N")

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from verglas.errors import InputError
+from verglas.jobs.declaration import NodeType
 from verglas.records.digest import digest
 from verglas.records.lock import is_running
 from verglas.records.record import FAIL, RECORD, Record, read_record
 from verglas.workflow.request import JobRequest
+
+_TOO_MUCH_TO_READ = (NodeType.MOVIES, NodeType.MICROGRAPHS)
 
 
 def describe_inputs(files: list[tuple[str, int, str]]) -> list[dict[str, Any]]:
     """Name, node type, path, size, digest and origin of each (name, node, path). Reads the files whole."""
     found = []
     for name, node, path in files:
-        entry = {"name": name, "node": node, "path": path, **_digest(Path(path)), "from": None}
+        entry = {"name": name, "node": node, "path": path, **_digest(Path(path), node), "from": None}
         folder = maker_of(Path(path))
         if folder is not None:
             entry["from"] = str(folder)
@@ -61,7 +64,7 @@ def changes(inputs: list[dict[str, Any]]) -> list[str]:
         path = Path(entry["path"])
         try:
             if path.suffix == ".star" or path.is_dir() or _stamp(path) != entry["stamp"]:
-                same = _digest(path)["sha256"] == entry["sha256"]
+                same = _digest(path, entry["node"])["sha256"] == entry["sha256"]
                 problems += [] if same else [f"input {path} changed during the run"]
         except OSError:
             problems.append(f"input {path} vanished during the run")
@@ -79,10 +82,10 @@ def _origin_problem(entry: dict[str, Any], maker: Path, record: Record) -> str |
     return None
 
 
-def _digest(path: Path) -> dict[str, Any]:
+def _digest(path: Path, node: int) -> dict[str, Any]:
     if path.is_dir():
         raise InputError(path, "is a folder, a file was expected")
-    return {**digest(path), "stamp": _stamp(path)}
+    return {**digest(path, whole=node not in _TOO_MUCH_TO_READ), "stamp": _stamp(path)}
 
 
 def _stamp(path: Path) -> list[int]:

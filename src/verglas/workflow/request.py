@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ class JobRequest:
         for spec, path in self.files():
             if not path.exists():
                 raise InputError(option(spec.name), f"{path} is not there", f"Paths are relative to {Path.cwd()}")
+
+
+def files_of(text: str) -> list[Path]:
+    """The file `text`, or, where none has that name, the files that fit it as a pattern, in order; itself if none does."""
+    path = Path(text)
+    if path.exists() or not any(sign in text for sign in "*?["):
+        return [path]
+    return [Path(found) for found in sorted(glob(text, recursive=True))] or [path]  # noqa: PTH207  Path.glob takes no absolute pattern
 
 
 def option(name: str) -> str:

@@ -18,7 +18,7 @@ from verglas.records.table import current_verdict
 from verglas.workflow.expression import evaluate
 from verglas.workflow.folder import records_of
 from verglas.workflow.recipe import Recipe, Step
-from verglas.workflow.request import JobRequest, fingerprint, option
+from verglas.workflow.request import JobRequest, files_of, fingerprint, option
 from verglas.workflow.runner import Outcome, describe, run_job
 from verglas.workflow.screen import Screen
 
@@ -148,7 +148,7 @@ def _paths(declared: JobType, name: str, given: Any) -> Any:
     """Files of an input; an empty text or None is an input that isn't given."""
     spec = next(spec for spec in declared.inputs if spec.name == name)
     if spec.many:
-        return [Path(item) for item in (given if isinstance(given, list) else [given]) if item]
+        return [path for item in (given if isinstance(given, list) else [given]) if item for path in files_of(str(item))]
     if isinstance(given, list):
         raise InputError(option(name), f"takes one file, found {len(given)}")
     return Path(given) if given else None
