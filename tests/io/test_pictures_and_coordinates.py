@@ -32,7 +32,13 @@ def test_what_is_no_micrograph_is_an_item_that_fails(tmp_path: Path) -> None:
     (tmp_path / "empty.mrc").write_bytes(b"")
     Image.fromarray(PICTURE.astype(np.uint8)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:600])
-    reasons = {"colour.png": "grey", "stack.mrc": "2 sections", "nan.mrc": "1 of 2 values", "empty.mrc": "empty", "cut.png": "cannot be read"}
+    reasons = {
+        "colour.png": "grey",
+        "stack.mrc": "2 sections",
+        "nan.mrc": "1 of 2 values",
+        "empty.mrc": "empty",
+        "cut.png": "cannot be read",
+    }
     for name, reason in (reasons | {"absent.mrc": "does not exist"}).items():
         with pytest.raises(ItemError, match=reason):
             read_micrograph(tmp_path / name)
@@ -77,7 +83,11 @@ def test_boxes_are_corners_and_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_csv_with_a_header(tmp_path: Path, separator: str) -> None:
-    rows = [["Micrograph", "X-Coordinate", "Y-Coordinate", "Diameter", "score"], ["01", "10.5", "20", "100", "0.5"], ["1e5", "1", "2", "3", "4"]]
+    rows = [
+        ["Micrograph", "X-Coordinate", "Y-Coordinate", "Diameter", "score"],
+        ["01", "10.5", "20", "100", "0.5"],
+        ["1e5", "1", "2", "3", "4"],
+    ]
     (tmp_path / "a.csv").write_text("\n".join(separator.join(row) for row in rows) + "\n")
     table = read_coordinates(tmp_path / "a.csv")
     assert table["micrograph_name"].tolist() == ["01", "1e5"]

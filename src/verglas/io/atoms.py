@@ -57,7 +57,10 @@ def read_atoms(path: str | os.PathLike[str], assembly: str | None = None, waters
         known = [found.name for found in structure.assemblies]
         if assembly not in known:
             raise InputError(path, f"has no assembly {assembly!r}; it defines {', '.join(known) or 'none'}")
-        structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
+        try:
+            structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
+        except RuntimeError as error:
+            raise FileFormatError(path, f"assembly {assembly} cannot be built: {error}") from error
     if not waters:
         structure.remove_waters()
     found = [
