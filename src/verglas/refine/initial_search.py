@@ -1,0 +1,64 @@
+"""All orientations, shifts and classes of one iteration of a first map, compared with a batch as one matrix product."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from verglas.refine.observations import Batch, shift_factors
+from verglas.refine.score import power, reals, shifted
+from verglas.volume.rotations import quaternion_to_matrix
+from verglas.volume.sampling import asymmetric_unit
+from verglas.volume.slices import Pixels, Projector
+
+_SCORES_AT_ONCE = 1 << 23  # numbers of a chunk's score matrix
+
+
+class PoseSearch:
+    """Slices of maps [K, N, N, N] at `rotations` [r, 3, 3] and the `shifts` [t, 2] (pixels) that images are tried at.
+
+    `shares` [K] are the classes' priors; weights are of the posterior raised to `exponent`.
+    """
+
+    def __init__(
+        self, maps: torch.Tensor, shares: torch.Tensor, rotations: torch.Tensor, shifts: torch.Tensor, pixels: Pixels, exponent: float
+    ) -> None:
+        self.rotations, self.shifts, self.exponent = rotations.to(maps.device), shifts.to(maps), exponent
+        self.factors = shift_factors(pixels, self.shifts)
+        max_shell = int(pixels.shell.max())
+        self.slices = torch.cat([reals(Projector(volume, max_shell).project(self.rotations, pixels)) for volume in maps])
+        self.power = power(self.slices)
+        prior = (shares / len(rotations)).clamp(min=1e-12).log().to(maps)
+        self.prior = prior.repeat_interleave(len(rotations))
+        self.chunk = max(1, _SCORES_AT_ONCE // (len(shifts) * len(self.slices)))  # images at once
+
+    def posterior(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Weights [b, t, K r]; the shifted images in real pairs [b, t, 2k]; and of each image [b, 2 + K]: the log-likelihood that it
+        gains over an empty image, its largest weight, its classes' weights.
+        """
+        moved = shifted(batch.masked, batch.ctf, self.factors)
+        scores = (moved.flatten(0, 1) @ self.slices.T).view(len(batch), len(self.shifts), -1)
+        scores += (self.prior - 0.5 * batch.ctf.square() @ self.power.T)[:, None]
+        flat = scores.flatten(1)
+        gain = torch.logsumexp(flat, dim=1) - math.log(len(self.shifts))
+        weights = torch.softmax(self.exponent * flat, dim=1)
+        largest, weights = weights.amax(dim=1), weights.view_as(scores)
+        classes = weights.sum(dim=1).unflatten(1, (-1, len(self.rotations))).sum(dim=2)
+        return weights, moved, torch.cat([gain[:, None], largest[:, None], classes], dim=1)
+
+
+def rotations_apart(degrees: float, turn: torch.Tensor, group: str) -> torch.Tensor:
+    """Rotations [n, 3, 3], float32, about `degrees` apart, evenly over one unit of `group`; the whole set is turned by `turn` [3, 3].
+
+    Super-Fibonacci spirals over SO(3) (Alexa, CVPR 2022): any number of them, more even than a product of grids.
+    """
+    count = round(8 * math.pi**2 / math.radians(degrees) ** 3)  # SO(3) holds 8 pi² rad³
+    place = torch.arange(count, dtype=torch.float64) + 0.5
+    part, angle = place / count, 2 * math.pi * place
+    alpha, beta = angle / math.sqrt(2), angle / 1.533751168755204288118041
+    low, high = part.sqrt(), (1 - part).sqrt()
+    spiral = torch.stack([low * alpha.sin(), low * alpha.cos(), high * beta.sin(), high * beta.cos()], dim=-1)
+    rotations = quaternion_to_matrix(spiral) @ turn.double()
+    unit = asymmetric_unit(rotations, group)
+    return rotations[(unit - rotations).abs().amax(dim=(1, 2)) < 1e-9].float()
