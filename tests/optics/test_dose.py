@@ -1,9 +1,12 @@
 import math
+import subprocess
 
+import mrcfile
 import pytest
 import torch
 
 from verglas.optics.dose import accumulated_exposure, critical_exposure, damage, dose_weights
+from verglas.volume.fourier import frequency_grid, rfft_centred, shell_index
 
 
 def test_published_critical_exposures():
@@ -41,3 +44,27 @@ def test_exposure_counts_from_the_end_of_the_first_frame():
     assert accumulated_exposure(3, 1.5, 4.0).tolist() == [5.5, 7.0, 8.5]
     far = dose_weights(torch.tensor([0.5]), accumulated_exposure(5, 1e5))
     assert torch.isfinite(far).all() and far.square().sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.relion
+@pytest.mark.parametrize("voltage", [300, 200])
+def test_weights_are_those_of_relion_run_motioncorr(tmp_path, voltage):
+    # four like frames: the weighted and the plain sum differ by the sum of the weights alone
+    frame = 100 + 10 * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    with mrcfile.new(tmp_path / "m.mrcs") as file:
+        file.set_data(frame.expand(4, 128, 128).contiguous().numpy())
+        file.set_image_stack()
+    optics = ["OpticsGroupName", "OpticsGroup", "MicrographOriginalPixelSize", "Voltage", "SphericalAberration", "AmplitudeContrast"]
+    text = ""
+    for name, labels, row in (
+        ("optics", optics, f"one 1 1.5 {voltage} 2.7 0.1"),
+        ("movies", ["MicrographMovieName", "OpticsGroup"], "m.mrcs 1"),
+    ):
+        text += f"\n# version 30001\n\ndata_{name}\n\nloop_\n" + "".join(f"_rln{label}\n" for label in labels) + row + "\n\n"
+    (tmp_path / "movies.star").write_text(text)
+    command = "relion_run_motioncorr --i movies.star --o out/ --use_own --dose_per_frame 5 --dose_weighting --save_noDW"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    weighted, plain = (rfft_centred(torch.tensor(mrcfile.read(tmp_path / f"out/{name}.mrc")).double()) for name in ("m", "m_noDW"))
+    kx, ky = frequency_grid(128, 1.5)
+    ours = dose_weights(torch.hypot(kx, ky), accumulated_exposure(4, 5.0), voltage).sum(dim=0) / 4
+    assert ((weighted / plain).real / ours - 1)[(shell_index(128) < 63) & (plain.abs() > 20)].abs().max() < 1e-3

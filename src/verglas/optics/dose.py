@@ -28,9 +28,7 @@ def dose_weights(frequency: torch.Tensor, exposure: torch.Tensor, voltage: float
     """Factors [frames, *F] for the frames' transforms before they are summed.
 
     `frequency` in 1/Å, of shape F; `exposure` as `accumulated_exposure` gives it. Divided by the root of their sum of squares, so
-    that white noise keeps at every frequency the power that it has in one frame.
+    that white noise keeps at every frequency the power that it has in one frame; an exposure before the first frame cancels by that.
     """
-    weights = damage(frequency, exposure, voltage)
-    # so far past the critical exposure that all weights vanish, the frames count alike
-    weights = weights.clamp(min=torch.finfo(weights.dtype).tiny ** 0.25)
+    weights = damage(frequency, exposure - exposure.min(), voltage)
     return weights / weights.square().sum(dim=0).sqrt()
