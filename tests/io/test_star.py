@@ -1,4 +1,5 @@
 import locale
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -30,7 +31,7 @@ LAYOUTS = {
     "blank line in loop": PLAIN.replace("1e5 ", " \n1e5 "),
     "no newline at the end": PLAIN.rstrip("\n"),
 }
-RELION_READS_LESS = {"CRLF", "blank line in loop"}
+RELION_READS_LESS = {"CRLF", "blank line in loop", "comment in loop"}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -159,7 +160,8 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     )
     general = {"rlnVoltage": 300.0, "rlnIsFlip": True, "rlnReferenceImage": "", "rlnJobOptionValue": "a b"}
     path = tmp_path / "out.star"
-    write_star(path, {"general": general, "": table}, comment="made by a test")
+    with pytest.warns(UserWarning, match="rlnMicrographName begins with #"):
+        write_star(path, {"general": general, "": table}, comment="made by a test")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         blocks = read_star(path)
@@ -202,6 +204,41 @@ def test_a_missing_table_or_column_lists_what_is_there(tmp_path: Path) -> None:
         list_table(read_star(path), "optics", path)
     with pytest.raises(FileFormatError, match=r"no column rlnDefocusV.*rlnDefocusU"):
         numbers(list_table(read_star(path), "particles", path), "rlnDefocusV", path)
+
+
+@pytest.mark.relion
+def test_relion_reads_every_row_and_value_that_is_written(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    names = ["a b.mrc", "it's.mrc", "01", "1e5", "nan", "x#1.mrc", "p[-61_00].mrc", "é.mrc"] * 5
+    values = random.normal(size=(2, len(names))) * 10.0 ** random.integers(-3, 5, (2, len(names)))
+    particles = pd.DataFrame({"rlnMicrographName": names, "rlnDefocusU": values[0], "rlnCoordinateX": values[1], "rlnOpticsGroup": 1})
+    particles["rlnImageName"] = [f"{number:06d}@s.mrcs" for number in range(1, len(names) + 1)]
+    optics = {"rlnOpticsGroupName": "o p", "rlnOpticsGroup": 1, "rlnVoltage": 300.0, "rlnSphericalAberration": 2.7}
+    optics |= {"rlnImagePixelSize": 1.25, "rlnImageSize": 64, "rlnImageDimensionality": 2}
+    write_star(tmp_path / "in.star", {"optics": pd.DataFrame([optics]), "particles": particles})
+    subprocess.run(["relion_star_handler", "--i", "in.star", "--o", "out.star"], cwd=tmp_path, check=True, capture_output=True)
+    theirs = list_table(read_star(tmp_path / "out.star"), "particles", "out.star")
+    assert theirs["rlnMicrographName"].tolist() == names
+    assert theirs["rlnImageName"].tolist() == particles["rlnImageName"].tolist()
+    for label in ("rlnDefocusU", "rlnCoordinateX"):
+        np.testing.assert_allclose(numbers(theirs, label, ""), particles[label], rtol=1e-5, atol=6e-6)  # RELION writes at least 5 decimals
+
+
+@pytest.mark.relion
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_relion_reads_less_exactly_where_it_is_said(tmp_path: Path, layout: str) -> None:
+    optics = "data_optics\n\nloop_\n_rlnOpticsGroupName\n_rlnOpticsGroup\n_rlnVoltage\n_rlnSphericalAberration\n"
+    optics += "_rlnImagePixelSize\n_rlnImageSize\n_rlnImageDimensionality\n" + "".join(f"o{group} {group} 300 2.7 1 64 2\n" for group in (1, 2, 3)) + "\n"
+    text = LAYOUTS[layout].replace("_rlnClassNumber", "_rlnOpticsGroup")
+    if layout == "CRLF":
+        optics = optics.replace("\n", "\r\n")
+    mark = "\ufeff" * text.startswith("\ufeff")
+    (tmp_path / "in.star").write_bytes((mark + optics + text.removeprefix(mark)).encode())
+    done = subprocess.run(["relion_star_handler", "--i", "in.star", "--o", "out.star"], cwd=tmp_path, capture_output=True)
+    rows = 0
+    if done.returncode == 0 and (tmp_path / "out.star").read_text().strip():
+        rows = len(list_table(read_star(tmp_path / "out.star"), "particles", "out.star"))
+    assert (rows < 3) == (layout in RELION_READS_LESS)
 
 
 def test_real_files(shared_data: Path) -> None:

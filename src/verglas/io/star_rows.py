@@ -20,6 +20,7 @@ _TEXT_LABEL = re.compile(
 )
 _TOKEN = re.compile(r"""\s*(?:"([^"\n]*)"(?=\s|$)|'([^'\n]*)'(?=\s|$)|([^\s"'#]\S*)|(#.*)|(\S+))""")
 _BLANK_LINE = re.compile(r"\n[ \t]*(?=\n)")
+_COMMENT_LINE = re.compile(r"(?:^|\n)[ \t]*#")
 _SMALL = 4000  # characters of a table for which plain Python is faster than setting up the C parser
 _EXTRA = "\0extra"
 
@@ -27,7 +28,7 @@ _EXTRA = "\0extra"
 def parse_rows(path: str | PathLike[str], labels: list[str], body: str, first_line: int, text_columns: Collection[str]) -> pd.DataFrame:
     """Rows of a list with columns `labels`; `first_line` is the line number of the body's first line in the file.
 
-    Raises FileFormatError for the first row with too few or too many values. Warns about a blank line between rows.
+    Raises FileFormatError for the first row with too few or too many values. Warns about a blank or comment line between rows.
     """
     body = _without_tail(body)
     text = [label for label in labels if label in text_columns or _TEXT_LABEL.match(label)]
@@ -35,6 +36,8 @@ def parse_rows(path: str | PathLike[str], labels: list[str], body: str, first_li
         return pd.DataFrame({label: pd.Series(dtype="str" if label in text else "float64") for label in labels})
     if _BLANK_LINE.search(body):
         warnings.warn(f"{path}: a blank line between rows; read, but RELION 3.1 would stop there. Remove it", stacklevel=5)
+    if "#" in body and _COMMENT_LINE.search(body):
+        warnings.warn(f"{path}: a comment line between rows; read, but RELION 3.1 would stop with an error. Remove it", stacklevel=5)
     if len(body) > _SMALL and (frame := _fast(labels, body, text)) is not None:
         return frame
     return _exact(path, labels, body, first_line, text)

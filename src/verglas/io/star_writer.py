@@ -1,6 +1,7 @@
 """STAR files as RELION 3.1 writes them."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -19,6 +20,7 @@ def write_star(path: str | PathLike[str], tables: Mapping[str, pd.DataFrame | Ma
 
     Floats get 9 significant digits (7 for float32), so that a value comes back the same to at least 6 decimals; text is quoted
     where it is empty or holds blanks. Raises InputError for values that no STAR reader could take: NaN, infinity, line breaks.
+    Warns (UserWarning) about a value that RELION would take for a comment.
     """
     head = "".join(f"# {line}\n" for line in comment.splitlines()) if comment else ""
     parts = [_table(path, name, table) for name, table in tables.items()]
@@ -50,6 +52,8 @@ def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[s
         if len(bad):
             raise InputError(path, f"not written: row {bad[0] + 1} of {label} is {values[bad[0]]}", "Only finite numbers are written")
         return ("%12.7g" if column.dtype == np.float32 else "%12.9g"), values.tolist()
+    if any(str(value).startswith("#") for value in column):
+        warnings.warn(f"{path}: a {label} begins with #; RELION 3.1 would lose its row. Rename the file", stacklevel=5)
     return "%s", [_text(path, label, value) for value in column]
 
 
