@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SimulationSettings(BaseModel):
@@ -61,6 +61,14 @@ class SimulationSettings(BaseModel):
     contaminated: float = Field(0.25, ge=0, le=1, description="Share of movies with ice crystals on them")
     aggregated: float = Field(0.25, ge=0, le=1, description="Share of movies with clumps of particles")
     carbon: float = Field(0.17, ge=0, le=1, description="Share of movies that show the edge of the carbon film")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.defocus_min > self.defocus_max:
+            raise ValueError(f"defocus_min {self.defocus_min:g} is above defocus_max {self.defocus_max:g}")
+        if self.model is None and (self.symmetry.upper() != "D2" or self.assembly is not None):
+            raise ValueError("symmetry and assembly belong to a model file; the stand-in is D2")
+        return self
 
     @property
     def shape(self) -> tuple[int, int]:

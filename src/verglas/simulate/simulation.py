@@ -132,13 +132,16 @@ def _check_folder(out: Path, settings: SimulationSettings) -> None:
 
 
 def _write_neighbours(out: Path, settings: SimulationSettings, detector: Detector, maps: list[torch.Tensor]) -> None:
-    write_image(out / "gain.mrc", detector.gain, settings.pixel_size)
+    """gain.mrc, mtf.star and the true maps; MRC files that are there are kept, since their headers hold the time of writing."""
+    if not (out / "gain.mrc").exists():
+        write_image(out / "gain.mrc", detector.gain, settings.pixel_size)
     frequency = np.arange(0, 0.5001, 0.01)
     values = mtf(torch.from_numpy(frequency), settings.mtf_nyquist).numpy()
     write_star(out / "mtf.star", {"": pd.DataFrame({"rlnResolutionInversePixel": frequency, "rlnMtfValue": values})})
     for state, volume in enumerate(maps, start=1):
-        name = "map.mrc" if state == 1 else f"map_class{state:03d}.mrc"
-        write_map(out / "truth" / name, volume.numpy(), settings.pixel_size)
+        path = out / "truth" / ("map.mrc" if state == 1 else f"map_class{state:03d}.mrc")
+        if not path.exists():
+            write_map(path, volume.numpy(), settings.pixel_size)
 
 
 def _rates(settings: SimulationSettings, detector: Detector) -> tuple[float, float]:
