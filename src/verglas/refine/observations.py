@@ -70,8 +70,8 @@ class Observations:
         self._odd = _zernike(particles, "odd_zernike") if correct_ctf else None
         self._tilt = beam_tilt(particles) if correct_ctf else None
         self.magnification = magnification(particles)
-        self._all_pixels = pixel_list(self.box, (self.box - 1) // 2, device=self.device)
-        self.pixels_of_shell = torch.bincount(self._all_pixels.shell, minlength=self.shells)
+        self.all_pixels = pixel_list(self.box, (self.box - 1) // 2, device=self.device)
+        self.pixels_of_shell = torch.bincount(self.all_pixels.shell, minlength=self.shells)
 
     def __len__(self) -> int:
         return len(self.particles)
@@ -107,8 +107,8 @@ class Observations:
 
     def power_spectra(self, rows: torch.Tensor, assignments: Assignments) -> tuple[torch.Tensor, torch.Tensor]:
         """Σ|X|² in each shell [b, shells] of the masked images, and their transforms [b, all pixels]."""
-        spectrum = self._all_pixels.pack(rfft_centred(self.images(rows, assignments) * self.mask))
-        return self.shell_sum(spectrum.abs().square().double(), self._all_pixels), spectrum
+        spectrum = self.all_pixels.pack(rfft_centred(self.images(rows, assignments) * self.mask))
+        return self.shell_sum(spectrum.abs().square().double(), self.all_pixels), spectrum
 
     def shell_sum(self, values: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Σ over the pixels of each shell: [..., k] → [..., shells]."""
@@ -116,7 +116,7 @@ class Observations:
         return out.index_add_(-1, pixels.shell, values * pixels.valid.to(values))
 
     def _shell_power(self, transform: torch.Tensor) -> torch.Tensor:
-        return self.shell_sum(self._all_pixels.pack(transform).abs().square().double(), self._all_pixels)
+        return self.shell_sum(self.all_pixels.pack(transform).abs().square().double(), self.all_pixels)
 
     def _frequencies(self, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
         extent = self.box * self.pixel_size

@@ -1,0 +1,107 @@
+"""Weighted sums of images into slices, back-projected once a slice; noise, norm and scale from the same products (METHOD.md §1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from verglas.refine.model import Sums
+from verglas.refine.observations import Batch, shift_factors
+from verglas.refine.ragged import parts_within
+from verglas.refine.score import power, reals
+from verglas.refine.search import Pass
+from verglas.volume.reconstruct import add_symmetric
+
+_REALS_AT_ONCE = 1 << 25  # of shifted images held in one go
+_LEAST_SHARE = 1e-3  # slices with less than this share of the mean weight are not back-projected
+SCALE_SSNR = 3.0  # shells that tell the strength of a micrograph's particles
+
+
+class Entries(NamedTuple):
+    """Weighted triples of an image of the batch, a candidate and a shift; [m] each, sorted by image, then by falling weight."""
+
+    image: torch.Tensor
+    row: torch.Tensor
+    shift: torch.Tensor
+    weight: torch.Tensor
+
+
+def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torch.Tensor:
+    """Add the weighted images to `sums`; returns Σ|X − CP|² of each masked image over what the noise model expects [b]."""
+    search = all_of.search
+    factors = shift_factors(search.full, search.shifts.fine)
+    counts = torch.bincount(entries.image, minlength=len(batch))
+    starts = torch.cumsum(counts, 0) - counts
+    cross, energy = torch.zeros_like(batch.ctf), torch.zeros_like(batch.ctf)
+    for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE):
+        part = slice(int(starts[first]), int(starts[last - 1] + counts[last - 1]))
+        _add_part(all_of, sums, batch, Entries(*(values[part] for values in entries)), factors, cross, energy)
+    weight = entries.weight.double()
+    origins = all_of.origins(batch, search.shifts.fine)[entries.image, entries.shift]
+    sums.offset2 += (origins.square().sum(1) * weight).sum()
+    sums.class_weight.index_add_(0, all_of.candidates.class_of(entries.row // search.grid.fan), weight)
+    return _add_noise(all_of, sums, batch, cross, energy)
+
+
+def _add_part(
+    all_of: Pass, sums: Sums, batch: Batch, some: Entries, factors: torch.Tensor, cross: torch.Tensor, energy: torch.Tensor
+) -> None:
+    """Numerators and weights of the slices that these entries touch, and each image's products with them."""
+    pairs, pair = torch.unique(some.image * len(factors) + some.shift, return_inverse=True)
+    rows, row = torch.unique(some.row, return_inverse=True)
+    slices, matrices, classes = all_of.candidates.fine(rows, all_of.search.full)
+    image, moved_by = pairs // len(factors), factors[pairs % len(factors)]
+
+    by_row = torch.argsort(row, stable=True)
+    into, weight = row[by_row], some.weight[by_row]
+    images = reals((batch.unmasked * batch.ctf)[image] * moved_by)
+    numerators = _weighted_sums(images, pair[by_row], into, weight, len(rows))
+    weights = _weighted_sums(batch.ctf.square(), some.image[by_row], into, weight, len(rows))
+    share = torch.zeros(len(rows), device=row.device).index_add_(0, row, some.weight)
+    _back_project(all_of, sums, matrices, classes, numerators, weights, share)
+
+    by_pair = torch.argsort(pair, stable=True)
+    expected = _weighted_sums(slices, row[by_pair], pair[by_pair], some.weight[by_pair], len(pairs))
+    masked = reals((batch.masked * batch.ctf)[image] * moved_by)
+    cross.index_add_(0, image, (expected * masked).unflatten(1, (-1, 2)).sum(-1))
+    energy += _weighted_sums(power(slices), row, some.image, some.weight, len(batch)) * batch.ctf.square()
+
+
+def _back_project(
+    all_of: Pass,
+    sums: Sums,
+    matrices: torch.Tensor,
+    classes: torch.Tensor,
+    numerators: torch.Tensor,
+    weights: torch.Tensor,
+    share: torch.Tensor,
+) -> None:
+    """Slices with weight enough go into their class's map; operators that permute the axes wait for `symmetrised`."""
+    enough = share > _LEAST_SHARE * share.mean()
+    for number in torch.unique(classes[enough]).tolist():
+        chosen = enough & (classes == number)
+        values = torch.view_as_complex(numerators[chosen].unflatten(1, (-1, 2)))
+        add_symmetric(sums.slices[number], all_of.search.symmetry, matrices[chosen], all_of.search.full, values, weights[chosen])
+
+
+def _weighted_sums(values: torch.Tensor, which: torch.Tensor, into: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
+    """out[j] = Σ weight · values[which] over the entries with into = j; `into` ascending."""
+    starts = torch.searchsorted(into, torch.arange(count, device=into.device))
+    return torch.nn.functional.embedding_bag(which, values, starts, mode="sum", per_sample_weights=weight)
+
+
+def _add_noise(all_of: Pass, sums: Sums, batch: Batch, cross: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    """Residual power of each shell, strengths of micrographs, and each image's residual over what is expected."""
+    seen, model = all_of.seen, all_of.model
+    group, micrograph = seen.noise_group[batch.rows], seen.scale_group[batch.rows]
+    sigma2 = model.sigma2[group]
+    cross_shell, energy_shell = (seen.shell_sum(values.double(), all_of.search.full) for values in (cross, energy))
+    residual = batch.power + sigma2 * (energy_shell - 2 * cross_shell)
+    sums.residual.index_add_(0, group, residual)
+    sums.images.index_add_(0, group, torch.ones(len(batch), dtype=torch.float64, device=group.device))
+    strong = (model.ssnr.amax(0) > SCALE_SSNR).double()
+    sums.cross.index_add_(0, micrograph, cross_shell @ strong)
+    sums.energy.index_add_(0, micrograph, energy_shell @ strong)
+    expected = (2 * sigma2 * seen.pixels_of_shell)[:, 1:].sum(1)
+    return (residual[:, 1:].sum(1) / expected).float()

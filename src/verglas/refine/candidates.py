@@ -1,0 +1,52 @@
+"""Slices of the candidates: the references' projectors and a pose grid under one numbering.
+
+Coarse candidate c stands for class c // len(grid) in pose c % len(grid); its children are c * fan … c * fan + fan − 1.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from verglas.refine.grids import PoseGrid
+from verglas.refine.score import reals
+from verglas.volume.slices import Pixels, Projector
+
+
+class Candidates:
+    """Slices of `references` [classes, N, …] at the poses of a grid, up to `max_shell`."""
+
+    def __init__(self, references: torch.Tensor, grid: PoseGrid, max_shell: int, padding: int) -> None:
+        self.grid, self.classes = grid, len(references)
+        self._projectors = [Projector(reference, max_shell, padding) for reference in references]
+
+    def __len__(self) -> int:
+        return self.classes * len(self.grid)
+
+    def class_of(self, coarse: torch.Tensor) -> torch.Tensor:
+        """Class of coarse candidates [m]."""
+        return coarse // len(self.grid)
+
+    def coarse(self, candidates: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+        """Slices of coarse candidates [m], ascending, as real pairs [m, 2k]."""
+        return self._project(self.grid.matrices(candidates % len(self.grid)), self.class_of(candidates), pixels)
+
+    def children(self, candidates: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+        """Slices of all children of coarse candidates [m], ascending, as real pairs [m * fan, 2k]."""
+        matrices = self.grid.children(candidates % len(self.grid)).flatten(0, 1)
+        return self._project(matrices, self.class_of(candidates).repeat_interleave(self.grid.fan), pixels)
+
+    def fine(self, candidates: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Slices [m, 2k], matrices [m, 3, 3] and classes [m] of single children, ascending."""
+        matrices, classes = self.fine_poses(candidates)
+        return self._project(matrices, classes, pixels), matrices, classes
+
+    def fine_poses(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrices [m, 3, 3] and classes [m] of single children."""
+        parents = candidates // self.grid.fan
+        fan = self.grid.children(parents % len(self.grid))
+        return fan[torch.arange(len(parents), device=fan.device), candidates % self.grid.fan], self.class_of(parents)
+
+    def _project(self, matrices: torch.Tensor, classes: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+        counts = torch.bincount(classes, minlength=self.classes).tolist()
+        parts = [projector.project(part, pixels) for projector, part in zip(self._projectors, matrices.split(counts)) if len(part)]
+        return reals(torch.cat(parts)) if parts else torch.zeros(0, 2 * len(pixels), device=matrices.device)

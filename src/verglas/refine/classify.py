@@ -1,0 +1,155 @@
+"""2D and 3D classification: EM over a fixed number of iterations, all particles against all classes.
+
+for state in classify(seen, first_state(...), settings):
+    ...                                             # write it, show it
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+from verglas.refine.expectation import expect
+from verglas.refine.iteration import SHELLS_AHEAD, build_search, changes, draw, new_statistics, settle_strengths, take_in
+from verglas.refine.maximisation import class_map, flattened, noise_free_power
+from verglas.refine.model import Model, Sums
+from verglas.refine.observations import Observations
+from verglas.refine.settings import Settings
+from verglas.refine.state import State
+from verglas.volume.reconstruct import symmetrised, weight_of_shells
+
+_LEAST_CLASS = 1e-6  # share of the particles below which a class is empty
+_EMPTY = 0.1  # share of a class, in even shares, below which it counts as empty
+_SEED_SSNR = 0.5  # largest SSNR that a shell beyond the prior may be given to start from
+
+
+def classify(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None) -> Iterator[State]:
+    """Go on from `state`; yields the state after each iteration, `settings.iterations` in all.
+
+    mask: map (or image) that the references are multiplied by; a soft sphere of the particle's diameter where not given.
+    """
+    while state.iteration < settings.iterations:
+        state = one_iteration(seen, state, settings, mask)
+        yield state
+
+
+def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None) -> State:
+    """The state after one more iteration; `state` itself is left as it is."""
+    first = state.iteration == 0
+    correlation = first and settings.dims == 3 and not settings.absolute_greyscale and settings.align
+    limit = settings.shell_limit(seen.box, seen.pixel_size)
+    search = build_search(state, settings, seen, min(limit, state.progress.resolution_shell + SHELLS_AHEAD), correlation=correlation)
+    before, state = state.assignments, _copied(state)
+    model, rows = state.models[0], torch.arange(len(before), device=seen.device)
+    bound = _only_class(state, settings)
+    if state.iteration < settings.iterations // 3:
+        model.class_weight = torch.full_like(model.class_weight, 1 / settings.classes)  # no class is favoured before it shows something
+    sums, found = expect(seen, rows, before, model, search, only_class=bound)
+    take_in(state, rows, found, settings, before)
+    settle_strengths(state.assignments, [sums], settings)
+    _maximise(state, model, sums, seen, settings, mask, fresh=correlation)
+    progress = state.progress
+    progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)
+    state.iteration += 1
+    progress.finished = state.iteration >= settings.iterations
+    state.history.append(_figures(state, seen, int(search.score.shell.max())))
+    return state
+
+
+def _maximise(
+    state: State, model: Model, sums: Sums, seen: Observations, settings: Settings, mask: torch.Tensor | None, *, fresh: bool
+) -> None:
+    """New references and statistics; `fresh`: the references' scale says nothing, so tau2 is taken from the sums."""
+    weights, resolution = torch.zeros_like(model.tau2), []
+    new_statistics(model, sums, seen, settings)
+    for number, into in enumerate(sums.slices):
+        if model.class_weight[number] < _LEAST_CLASS:
+            model.references[number], model.tau2[number], model.ssnr[number] = 0.0, 0.0, 0.0
+            resolution.append(0)
+            continue
+        whole = symmetrised(into, settings.symmetry if settings.dims == 3 else "C1")
+        weight = torch.nn.functional.pad(weight_of_shells(whole), (0, max(0, seen.shells - into.max_shell - 1)))[: seen.shells]
+        power = noise_free_power(whole, weight)
+        tau2 = power if fresh else torch.maximum(model.tau2[number], _seed(power, weight, settings.tau2_fudge))
+        volume, ssnr, tau2 = class_map(whole, tau2, weight, settings.tau2_fudge)
+        model.references[number] = flattened(volume, mask, settings.mask_diameter / seen.pixel_size)
+        model.tau2[number], model.ssnr[number], weights[number] = tau2, ssnr, weight
+        resolution.append(_shells_above_one(ssnr))
+    state.weights = [weights]
+    limit = settings.shell_limit(seen.box, seen.pixel_size)
+    state.progress.resolution_shell = max(1, min(limit, max(resolution)))
+
+
+def _seed(power: torch.Tensor, weight: torch.Tensor, fudge: float) -> torch.Tensor:
+    """Prior variance to start from in shells where the last map had none: what the data show, up to an SSNR of a half.
+
+    Without it a shell that the starting reference lacks would stay empty for ever, as the prior is the last map's power.
+    """
+    return torch.where(weight > 0, torch.minimum(power, _SEED_SSNR / (fudge * weight.clamp(min=1e-300))), 0.0)
+
+
+def class_shell(ssnr: torch.Tensor) -> int:
+    """The last shell before a class's SSNR first falls under 1."""
+    return _shells_above_one(ssnr)
+
+
+def _shells_above_one(ssnr: torch.Tensor) -> int:
+    under = torch.nonzero(ssnr[1:] < 1)[:, 0]
+    return int(under[0]) if len(under) else len(ssnr) - 1
+
+
+def _only_class(state: State, settings: Settings) -> torch.Tensor | None:
+    """The class that particles are bound to in the coming iteration, −1 for those that are free; None where all are.
+
+    At the start classes that say nothing yet (averages of random shares in 2D, copies of one reference in 3D) are told apart by
+    random shares of the particles. Later, in the first half of the iterations, an empty class takes half of the largest one.
+    """
+    model, own = state.models[0], state.assignments.classes
+    if settings.classes == 1 or not settings.align:
+        return None
+    order = torch.randperm(len(own), generator=draw(settings, state.iteration)).to(own.device)
+    if state.iteration == 0:
+        return order % settings.classes if settings.dims == 2 or _all_equal(model) else None
+    counts = torch.bincount(own, minlength=settings.classes)
+    empty = torch.nonzero(model.class_weight * settings.classes < _EMPTY)[:, 0].tolist()
+    if not empty or settings.dims == 3 or state.iteration > settings.iterations // 2:
+        return None
+    bound = torch.full_like(own, -1)
+    for number in empty:
+        largest = int(counts.argmax())
+        members = torch.nonzero((own == largest) & (bound < 0))[:, 0]
+        members = members[torch.argsort(order[members])]
+        model.references[number] = model.references[largest]
+        model.tau2[number], model.ssnr[number] = model.tau2[largest], model.ssnr[largest]
+        bound[members[::2]], bound[members[1::2]] = largest, number
+        counts[largest] = 0
+    return bound
+
+
+def _all_equal(model: Model) -> bool:
+    return bool((model.references == model.references[:1]).all())
+
+
+def _copied(state: State) -> State:
+    new = copy.copy(state)
+    new.assignments, new.progress, new.history = state.assignments.copy(), copy.copy(state.progress), list(state.history)
+    new.models = [copy.copy(model) for model in state.models]
+    for model in new.models:
+        model.references, model.tau2, model.ssnr = model.references.clone(), model.tau2.clone(), model.ssnr.clone()
+    return new
+
+
+def _figures(state: State, seen: Observations, score_shell: int) -> dict[str, float]:
+    shares = state.models[0].class_weight
+    return {
+        "iteration": state.iteration,
+        "resolution": seen.box * seen.pixel_size / state.progress.resolution_shell,
+        "compared_to": seen.box * seen.pixel_size / score_shell,
+        "max_probability": float(state.assignments.max_probability.mean()),
+        "largest_class": float(shares.max()),
+        "class_change": state.progress.class_change,
+        "rotation_change": state.progress.rotation_change,
+        "offset_change": state.progress.offset_change,
+    }

@@ -1,0 +1,214 @@
+"""One pass over particles: coarse comparison, fine comparison of what is left, sums.
+
+Every image is compared with all coarse candidates (or, in local searches, with those near its pose) up to the coarse shell; the
+candidates that hold 0.999 of its weight are divided into their children and compared up to the current shell; the children that
+hold 0.999 of the weight enter the sums. METHOD.md §1, §3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from verglas.compute.memory import batch_size, free_bytes
+from verglas.refine.accumulate import Entries, accumulate
+from verglas.refine.assignments import Assignments
+from verglas.refine.candidates import Candidates
+from verglas.refine.grids import SpaceGrid
+from verglas.refine.model import Model, Sums
+from verglas.refine.observations import Batch, Observations, shift_factors
+from verglas.refine.posterior import Normaliser, keep_weight, winner
+from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
+from verglas.refine.score import DenseSlices, own_scores, shifted
+from verglas.refine.search import Pass, Search
+from verglas.volume.neighbours import local_neighbours
+from verglas.volume.slices import Pixels
+
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # reals gathered for one product: a share of a core's cache; of a card's memory
+_TABLE_SHARE = 0.15  # of the free memory, for one table of slices
+_CUTOFF_SIGMAS = 3.0
+
+
+@dataclass
+class Found:
+    """What the pass found for each of its rows, see `Assignments`; `residual` is Σ|X − CP|² over what the noise explains, [n]."""
+
+    matrices: torch.Tensor
+    origins: torch.Tensor
+    classes: torch.Tensor
+    log_likelihood: torch.Tensor
+    max_probability: torch.Tensor
+    significant: torch.Tensor
+    residual: torch.Tensor
+
+
+def expect(
+    seen: Observations, rows: torch.Tensor, assignments: Assignments, model: Model, search: Search, only_class: torch.Tensor | None = None
+) -> tuple[Sums, Found]:
+    """Compare the particles `rows` int64 [n] with the references of `model`: the sums over them, and what was found for each.
+
+    only_class: the one class that each particle of all may belong to, −1 for any, int64; or None (global searches only).
+    """
+    candidates = Candidates(model.references, search.grid, search.max_shell, search.padding)
+    all_of = Pass(seen, assignments, model, search, candidates)
+    sums = Sums(model, search.max_shell, search.padding, len(assignments.scale))
+    dense = _dense_slices(candidates, search) if search.everywhere else None
+    found = []
+    for part in rows.split(_images_at_once(all_of, dense)):
+        batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
+        coarse, prior = _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch)
+        found.append(_fine(all_of, batch, coarse, prior, sums))
+    return sums, Found(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Found)))
+
+
+def _dense_slices(candidates: Candidates, search: Search) -> DenseSlices:
+    everything = torch.arange(len(candidates), device=search.coarse.kx.device)
+    return DenseSlices(candidates.coarse(everything, search.coarse), search.half_precision and not search.correlation)
+
+
+def _images_at_once(all_of: Pass, dense: DenseSlices | None) -> int:
+    """Images in a batch, from the memory there is; a few hundred are enough to keep the products busy."""
+    search, device = all_of.search, all_of.seen.device
+    images = 32 * len(search.full) + 64 * all_of.seen.box**2
+    scores = 12 * len(search.shifts.coarse) * (len(dense) + 4 * len(search.coarse)) if dense is not None else 0
+    return batch_size(images + scores, device, at_most=512 if device.type == "cpu" else 4096, reserved=1 << 28)
+
+
+def _coarse_everywhere(
+    all_of: Pass, batch: Batch, dense: DenseSlices, only_class: torch.Tensor | None
+) -> tuple[Entries, torch.Tensor]:
+    """Coarse candidates and shifts that matter to each image, and the log prior [m] of each one's class."""
+    search, k = all_of.search, len(all_of.search.coarse)
+    ctf = batch.ctf[:, :k]
+    moved = shifted(batch.masked[:, :k], ctf, shift_factors(search.coarse, search.shifts.coarse))
+    every = torch.arange(len(dense), device=ctf.device)
+    classes = all_of.candidates.class_of(every)
+    prior = all_of.log_class()[classes]
+    if search.correlation:
+        scores = dense.correlations(moved, ctf)
+    else:
+        scores = dense.scores(moved, ctf)
+        scores += all_of.log_shift(batch, search.shifts.coarse)[:, :, None]
+        scores += prior
+    if only_class is not None:
+        bound = only_class[batch.rows][:, None]
+        scores.masked_fill_(((bound >= 0) & (bound != classes))[:, None, :], -torch.inf)
+    kept, _ = winner(scores.flatten(1)) if search.correlation else keep_weight(scores.flatten(1), search.fraction, search.at_most)
+    row = kept.place % len(dense)
+    return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]
+
+
+def _coarse_near(all_of: Pass, batch: Batch) -> tuple[Entries, torch.Tensor]:
+    """As `_coarse_everywhere`, among the candidates near each image's pose; the prior is that of orientation and class."""
+    search, near = all_of.search, _near(all_of, batch)
+    shifts = len(search.shifts.coarse)
+    every = lists_of(*_all_pairs(len(batch), shifts, near.values.device), len(batch))
+    log_shift = all_of.log_shift(batch, search.shifts.coarse)
+    factors = shift_factors(search.coarse, search.shifts.coarse)
+    entries, _ = _compare(all_of, batch, near, every, factors, log_shift, search.coarse, fan=1)
+    span = int(near.values.max()) + 1
+    owner = torch.repeat_interleave(torch.arange(len(batch), device=near.values.device), near.counts)
+    return entries, near.extra[torch.searchsorted(owner * span + near.values, entries.image * span + entries.row)]
+
+
+def _near(all_of: Pass, batch: Batch) -> Lists:
+    """Coarse candidates near each image's pose, in every class, with their log prior."""
+    search, log_class = all_of.search, all_of.log_class()
+    if search.given:
+        image, pose = torch.arange(len(batch), device=log_class.device), batch.rows
+        prior = torch.zeros(len(batch), device=log_class.device)
+    else:
+        assert isinstance(search.grid, SpaceGrid) and search.local_sigma is not None
+        poses = all_of.assignments.matrices[batch.rows].cpu()
+        reach = _CUTOFF_SIGMAS * search.local_sigma
+        found = local_neighbours(search.grid.grid, poses, reach, search.local_sigma, search.grid.perturbation)
+        image, pose, prior = (value.to(log_class.device) for value in found)
+    classes = torch.arange(len(log_class), device=log_class.device)[:, None]
+    candidate = pose + classes * len(search.grid)
+    return lists_of(image.expand_as(candidate).flatten(), candidate.flatten(), len(batch), (prior + log_class[:, None]).flatten())
+
+
+def _fine(all_of: Pass, batch: Batch, coarse: Entries, prior: torch.Tensor, sums: Sums) -> Found:
+    """Compare with the children, add up what holds the weight, and read off each image's best pose."""
+    search, seen = all_of.search, all_of.seen
+    fan = search.shifts.fan
+    rows = lists_of(coarse.image, coarse.row, len(batch), prior)
+    children = coarse.shift[:, None] * fan + torch.arange(fan, device=coarse.shift.device)
+    shifts = lists_of(coarse.image.repeat_interleave(fan), children.flatten(), len(batch))
+    log_shift = all_of.log_shift(batch, search.shifts.fine)
+    factors = shift_factors(search.score, search.shifts.fine)
+    entries, normaliser = _compare(all_of, batch, rows, shifts, factors, log_shift, search.score, fan=search.grid.fan)
+    residual = accumulate(all_of, sums, batch, entries)
+    best = torch.searchsorted(entries.image, torch.arange(len(batch), device=entries.image.device))
+    matrices, classes = all_of.candidates.fine_poses(entries.row[best])
+    origins = all_of.origins(batch, search.shifts.fine)[torch.arange(len(batch)), entries.shift[best]]
+    return Found(
+        matrices,
+        all_of.assignments.origins[batch.rows] if search.given else origins,
+        classes,
+        normaliser.largest + normaliser.log_sum,
+        entries.weight[best],
+        torch.bincount(coarse.image, minlength=len(batch)),
+        residual,
+    )
+
+
+def _compare(
+    all_of: Pass, batch: Batch, rows: Lists, shifts: Lists, factors: torch.Tensor, log_shift: torch.Tensor, pixels: Pixels, *, fan: int
+) -> tuple[Entries, Normaliser]:
+    """Compare each image with coarse candidates of its own (with fan > 1: their children) at shifts of its own.
+
+    Returns the kept (image, candidate, shift), sorted by image and falling weight.
+    """
+    k, device = len(pixels), factors.device
+    cap = max(1, int(free_bytes(device) * _TABLE_SHARE) // (8 * k * fan))
+    fits = len(all_of.candidates) <= cap
+    kept: list[Entries] = []
+    largest, log_sum = torch.zeros(len(batch), device=device), torch.zeros(len(batch), device=device)
+    for first, last in [(0, len(batch))] if fits else parts_within(rows.counts, cap):
+        begin, end = int(rows.starts[first]), int(rows.starts[last - 1] + rows.counts[last - 1])
+        used, place = torch.unique(rows.values[begin:end], return_inverse=True)
+        table = all_of.candidates.coarse(used, pixels) if fan == 1 else all_of.candidates.children(used, pixels)
+        own = Lists(place, rows.extra[begin:end], rows.starts[first:last] - begin, rows.counts[first:last])
+        sizes = 2 * k * (own.counts * fan + 2 * shifts.counts[first:last])
+        for owners in chunks(sizes, _CHUNK[device.type]):
+            entries, images = _compare_chunk(all_of.search, batch, owners, first, own, shifts, factors, log_shift, table, fan), owners + first
+            largest[images], log_sum[images] = entries[1]
+            row = entries[0].row
+            kept.append(entries[0]._replace(row=used[row // fan] * fan + row % fan))
+    joined = [torch.cat(values) for values in zip(*kept)]
+    order = torch.argsort(joined[0], stable=True)
+    return Entries(*(values[order] for values in joined)), Normaliser(largest, log_sum)
+
+
+def _compare_chunk(
+    search: Search,
+    batch: Batch,
+    owners: torch.Tensor,
+    first: int,
+    rows: Lists,
+    shifts: Lists,
+    factors: torch.Tensor,
+    log_shift: torch.Tensor,
+    table: torch.Tensor,
+    fan: int,
+) -> tuple[Entries, Normaliser]:
+    images, k = owners + first, factors.shape[-1]
+    row_place, row_real = padded(rows, owners)
+    shift_place, shift_real = padded(shifts, images)
+    slice_rows = (rows.values[row_place][:, :, None] * fan + torch.arange(fan, device=images.device)).flatten(1)
+    shift, ctf = shifts.values[shift_place], batch.ctf[images, :k]
+    scores = own_scores(shifted(batch.masked[images, :k], ctf, factors[shift]), ctf, table[slice_rows], correlation=search.correlation)
+    if not search.correlation:
+        scores += rows.extra[row_place].repeat_interleave(fan, dim=1)[:, :, None]
+        scores += log_shift[images[:, None], shift][:, None, :]
+    real = row_real.repeat_interleave(fan, dim=1)[:, :, None] & shift_real[:, None, :]
+    scores = torch.where(real, scores, -torch.inf).flatten(1)
+    kept, normaliser = winner(scores) if search.correlation else keep_weight(scores, search.fraction, search.at_most)
+    row, column = kept.place // shift.shape[1], kept.place % shift.shape[1]
+    return Entries(images[kept.image], slice_rows[kept.image, row], shift[kept.image, column], kept.weight), normaliser
+
+
+def _all_pairs(owners: int, values: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(owners, device=device).repeat_interleave(values), torch.arange(values, device=device).repeat(owners)

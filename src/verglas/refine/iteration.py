@@ -1,0 +1,106 @@
+"""What classification and automatic refinement have in common: the search of an iteration, and taking in what it found."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from verglas.refine.assignments import Assignments
+from verglas.refine.expectation import Found
+from verglas.refine.grids import GivenPoses, PlaneGrid, PoseGrid, SpaceGrid, no_shift, shifts_within
+from verglas.refine.maximisation import new_noise, new_scale
+from verglas.refine.model import Model, Sums
+from verglas.refine.observations import Observations
+from verglas.refine.search import Search
+from verglas.refine.settings import Settings
+from verglas.refine.state import State
+from verglas.volume.rotations import rotation_distance
+from verglas.volume.slices import pixel_list
+from verglas.volume.symmetry import symmetry_operators
+
+SHELLS_AHEAD = 10  # compared beyond the current resolution
+_MULTIPLE = 64  # a matrix product wants rows of a multiple of 128 bytes
+_COARSE = {2: 1.5, 3: 1.2}  # METHOD.md §3
+_LEAST_COARSE_SHELLS = 4
+_NORM_RANGE = 3.0
+_LEAST_OFFSET_SIGMA = 0.5  # Å: a prior this sharp is as good as no search
+
+
+def draw(settings: Settings, iteration: int) -> torch.Generator:
+    """The random numbers of one iteration: they depend on the seed and its number alone, so a run may go on from anywhere."""
+    return torch.Generator().manual_seed(settings.seed * 100_003 + iteration)
+
+
+def build_search(
+    state: State, settings: Settings, seen: Observations, score_shell: int, *, sum_shell: int | None = None, correlation: bool = False
+) -> Search:
+    """The next iteration's search: grids by the state's sampling, images compared up to `score_shell`, summed up to `sum_shell`."""
+    generator = draw(settings, state.iteration + 1)
+    sampling, dims = state.sampling, settings.dims
+    if settings.align:
+        grid: PoseGrid = SpaceGrid(sampling.order, settings.symmetry, generator) if dims == 3 else PlaneGrid(sampling.psi_step, generator)
+        shifts = shifts_within(sampling.offset_range, sampling.offset_step, generator, seen.device)
+        coarse_shell = min(score_shell, _coarse_shell(grid.step, settings, seen))
+    else:
+        grid, shifts, coarse_shell = GivenPoses(state.assignments.matrices.cpu()), no_shift(seen.device), score_shell
+    lists = [pixel_list(seen.box, shell, multiple=_MULTIPLE, device=seen.device) for shell in (coarse_shell, score_shell)]
+    full = lists[1] if sum_shell in (None, score_shell) else pixel_list(seen.box, sum_shell or score_shell, multiple=_MULTIPLE, device=seen.device)
+    return Search(
+        grid,
+        shifts,
+        *lists,
+        full,
+        symmetry=settings.symmetry if dims == 3 else "C1",
+        padding=settings.padding,
+        local_sigma=sampling.local_sigma if dims == 3 else None,
+        correlation=correlation,
+        half_precision=settings.half_precision,
+    )
+
+
+def _coarse_shell(step: float, settings: Settings, seen: Observations) -> int:
+    """The shell up to which poses `step` degrees apart can be told apart at the particle's rim."""
+    resolution = step / 360.0 * math.pi * settings.mask_diameter / _COARSE[settings.dims]
+    return max(_LEAST_COARSE_SHELLS, round(seen.box * seen.pixel_size / resolution))
+
+
+def take_in(state: State, rows: torch.Tensor, found: Found, settings: Settings, before: Assignments) -> None:
+    """Write what was found for the particles `rows` into the assignments (in place), and how much they changed into nothing else."""
+    own = state.assignments
+    own.matrices[rows], own.origins[rows], own.classes[rows] = found.matrices, found.origins, found.classes
+    own.log_likelihood[rows], own.max_probability[rows] = found.log_likelihood, found.max_probability
+    own.significant[rows] = found.significant
+    if settings.correct_norm:
+        own.norm[rows] = before.norm[rows] * found.residual.clamp(min=1e-6).sqrt()
+
+
+def settle_strengths(assignments: Assignments, sums: list[Sums], settings: Settings) -> None:
+    """Bring norm corrections to mean 1, and estimate the micrographs' scales, in place."""
+    if settings.correct_norm:
+        norm = assignments.norm / assignments.norm.median()
+        norm = norm.clamp(min=1 / _NORM_RANGE, max=_NORM_RANGE)
+        assignments.norm.copy_(norm / norm.mean())
+    if settings.correct_scale:
+        total = sums[0]
+        for other in sums[1:]:
+            total.cross.add_(other.cross)
+            total.energy.add_(other.energy)
+        assignments.scale.copy_(new_scale(total, assignments.scale))
+
+
+def new_statistics(model: Model, sums: Sums, seen: Observations, settings: Settings) -> None:
+    """Noise, class weights and spread of offsets from the sums, in place."""
+    model.sigma2 = new_noise(sums, seen, model.sigma2)
+    total = sums.class_weight.sum()
+    model.class_weight = sums.class_weight / total
+    if settings.align:
+        model.offset_sigma = max(_LEAST_OFFSET_SIGMA, float((sums.offset2 / (2 * total)).sqrt()))
+
+
+def changes(before: Assignments, after: Assignments, symmetry: str) -> tuple[float, float, float]:
+    """Root mean square change of poses (degrees, modulo the group) and origins (Å), and the share of classes that changed."""
+    operators = symmetry_operators(symmetry).float().to(after.matrices.device)
+    turned = torch.stack([rotation_distance(after.matrices, before.matrices @ operator) for operator in operators]).amin(0)
+    moved = (after.origins - before.origins).square().sum(1) / 2
+    return float(turned.square().mean().sqrt()), float(moved.mean().sqrt()), float((after.classes != before.classes).double().mean())

@@ -1,0 +1,116 @@
+"""From sums to the next model: noise, priors, maps (METHOD.md §5). All spectra are per shell, of one real component."""
+
+from __future__ import annotations
+
+import torch
+
+from verglas.refine.model import Sums
+from verglas.refine.observations import Observations
+from verglas.volume.fourier import radial_average, rfft_centred
+from verglas.volume.fsc import fsc
+from verglas.volume.masks import radius_grid, raised_cosine
+from verglas.volume.reconstruct import reconstruct, weight_of_shells
+from verglas.volume.slices import FourierSums
+
+MAX_SSNR = 999.0
+_LEAST_NOISE = 1e-3  # of the spectrum before: a noise of nothing would make every score infinite
+FLATTEN_EDGE_PX = 5.0
+
+
+def new_noise(sums: Sums, seen: Observations, before: torch.Tensor) -> torch.Tensor:
+    """Variance of a component in each shell, [noise groups, shells], from the residuals; groups without images keep theirs."""
+    count = 2 * seen.pixels_of_shell.double() * sums.images[:, None]
+    noise = torch.where(count > 0, sums.residual / count.clamp(min=1), before)
+    noise = torch.maximum(noise, _LEAST_NOISE * before)
+    noise[:, 0] = noise[:, 1]
+    return noise
+
+
+def first_noise(seen: Observations, power: torch.Tensor, mean: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Noise at the start [noise groups, shells]: half the mean power of images less half the power of their mean.
+
+    power float64 [n, shells] Σ|X|² of each image; mean complex [groups, k] their mean transform; group int64 [n]. A group without
+    images takes the mean of all.
+    """
+    pixels = seen.pixels_of_shell.double().clamp(min=1)
+    counts = torch.bincount(group, minlength=seen.noise_groups)
+    total = torch.zeros(seen.noise_groups, seen.shells, dtype=torch.float64, device=power.device).index_add_(0, group, power)
+    of_mean = seen.shell_sum(mean.abs().square().double(), seen.all_pixels)
+    noise = (total / counts.clamp(min=1)[:, None] - of_mean) / (2 * pixels)
+    noise = torch.where((counts > 0)[:, None], noise, power.mean(0) / (2 * pixels))
+    floor = _LEAST_NOISE * (total.sum(0) / len(power)) / (2 * pixels)
+    noise = torch.maximum(noise, floor)
+    noise[:, 0] = noise[:, 1]
+    return noise
+
+
+def spectrum(volume: torch.Tensor) -> torch.Tensor:
+    """Half the mean |F|² in each shell: the variance of a component of a map or class average, float64 [N // 2 + 1]."""
+    transform = rfft_centred(volume, volume.dim())
+    return radial_average(transform.abs().square(), volume.shape[-1], volume.dim()) / 2
+
+
+def noise_free_power(sums: FourierSums, weight: torch.Tensor) -> torch.Tensor:
+    """Variance of the signal's components in each shell of the plain average: its power less the noise's, never under 0."""
+    plain = _to_length(spectrum(reconstruct(sums)), len(weight))
+    return torch.where(weight > 0, plain - 1 / weight.clamp(min=1e-300), 0.0).clamp(min=0.0)
+
+
+def class_map(sums: FourierSums, tau2: torch.Tensor, weight: torch.Tensor, fudge: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A class's map, its SSNR (fudge · tau2 · weight) and its new tau2 (the map's own spectrum), [shells] each, as `tau2`."""
+    volume = reconstruct(sums, fudge * tau2)
+    return volume, (fudge * tau2 * weight).clamp(max=MAX_SSNR), _to_length(spectrum(volume), len(tau2))
+
+
+def joined_low(first: FourierSums, second: FourierSums, shell: int) -> None:
+    """Replace both halves' sums up to `shell` by their mean, so that the halves do not drift apart where they cannot overfit."""
+    low = (first.shells() <= shell).flatten()
+    mean = (first.data[low] + second.data[low]) / 2
+    first.data[low] = mean
+    second.data[low] = mean
+
+
+def half_map_fsc(first: torch.Tensor, second: torch.Tensor, shells: int, joined_shell: int = 0) -> torch.Tensor:
+    """FSC of the unfiltered half maps [shells], float64; 1 where they were joined, 0 past the end of the maps' transforms."""
+    curve = _to_length(fsc(first, second), shells)
+    curve[: joined_shell + 1] = 1.0
+    return curve
+
+
+def ssnr_of_fsc(curve: torch.Tensor, *, joined: bool = False) -> torch.Tensor:
+    """Signal over noise from the FSC: f / (1 − f), f = √(2 FSC / (1 + FSC)) for both halves together; at most 999."""
+    curve = curve.clamp(min=1e-3, max=1.0)
+    if joined:
+        curve = torch.sqrt(2 * curve / (1 + curve))
+    return (curve / (1 - curve).clamp(min=1e-12)).clamp(max=MAX_SSNR)
+
+
+def tau2_of_ssnr(ssnr: torch.Tensor, sums: FourierSums, fudge: float) -> torch.Tensor:
+    """Prior variance [shells] that makes fudge · SSNR of the half's own weight: fudge · SSNR / weight; 0 where no weight is."""
+    weight = _to_length(weight_of_shells(sums), len(ssnr))
+    return torch.where(weight > 0, fudge * ssnr / weight.clamp(min=1e-300), 0.0)
+
+
+def flattened(volume: torch.Tensor, mask: torch.Tensor | None, diameter_px: float) -> torch.Tensor:
+    """The map with solvent set to 0: outside `mask`, or outside a soft sphere (circle) of the particle's diameter."""
+    if mask is None:
+        mask = raised_cosine(radius_grid(volume.shape[-1], volume.dim(), volume.device) - diameter_px / 2, FLATTEN_EDGE_PX)
+    return volume * mask
+
+
+def new_scale(sums: Sums, before: torch.Tensor) -> torch.Tensor:
+    """Strength of each micrograph's particles, mean 1 [micrographs]: Σ cross / Σ energy over the shells that tell it.
+
+    Kept within a factor of five of the median, as a micrograph of a few particles may say anything.
+    """
+    told = sums.energy > 0
+    if not told.any():
+        return before
+    scale = torch.where(told, before.double() * sums.cross / sums.energy.clamp(min=1e-300), before.double())
+    middle = scale[told].median().clamp(min=1e-3)
+    scale = scale.clamp(min=float(middle / 5), max=float(middle * 5))
+    return (scale / scale.mean()).float()
+
+
+def _to_length(values: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(values[:length], (0, max(0, length - len(values)))).double()
