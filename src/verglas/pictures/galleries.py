@@ -27,8 +27,9 @@ def save_gallery(
     rows = max(1, math.ceil(shown / columns))
     tile = _TILE + (_CAPTION if captions else 0)
     figure = Figure(figsize=(columns * (_TILE + 0.06), rows * (tile + 0.06) + 0.35))
+    hspace = 0.04 + (_CAPTION / _TILE if captions else 0)
     bottom = 0.005 + (_CAPTION / (rows * tile) if captions else 0)
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=bottom, top=1 - 0.35 / (rows * tile + 0.35))
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=bottom, top=1 - 0.35 / (rows * tile + 0.35), wspace=0.04, hspace=hspace)
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
         axes.set_axis_off()

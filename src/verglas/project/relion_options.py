@@ -15,7 +15,7 @@ _ANY_JOB = {
     "resolution_limit": "highres_limit",
 }
 _OF_JOB = {
-    "Import": {"movies": "fn_in_raw", "pixel_size": "angpix", "voltage": "kV", "spherical_aberration": "Cs", "amplitude_contrast": "Q0"},
+    "Import": {"files": "fn_in_raw", "pixel_size": "angpix", "voltage": "kV", "spherical_aberration": "Cs", "amplitude_contrast": "Q0"},
     "MotionCorr": {"movies": "input_star_mics", "gain": "fn_gain_ref", "defects": "fn_defect"},
     "CtfFind": {"micrographs": "input_star_mics"},
     "AutoPick": {"micrographs": "fn_input_autopick"},
