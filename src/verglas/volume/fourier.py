@@ -137,7 +137,7 @@ def shift_phases(frequencies: tuple[torch.Tensor, ...], shifts: torch.Tensor) ->
     `frequencies` is (kx, ky(, kz)) of any one shape, in the inverse of the unit of the shifts.
     """
     spatial = frequencies[0].dim()
-    shifts = shifts.to(frequencies[0].dtype)
+    shifts = shifts.to(frequencies[0])
     turns = sum(k * shifts[(..., axis) + (None,) * spatial] for axis, k in enumerate(frequencies))
     assert isinstance(turns, torch.Tensor)
     # only the fraction of a turn matters, and float32 keeps it better than the whole phase

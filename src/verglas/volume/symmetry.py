@@ -135,8 +135,8 @@ def symmetrise_map(volume: torch.Tensor, group: str) -> torch.Tensor:
 def symmetry_misfit(volume: torch.Tensor, group: str, shells: int = 16) -> float:
     """How far a map [N, N, N] is from its symmetry: 1 - the lowest correlation with a copy of itself turned by an operator.
 
-    Compared inside the largest sphere and up to Fourier shell `shells` only, so noise counts little. A map on its axes gives a few
-    per cent or less; a map of that symmetry on other axes, or of another symmetry, gives more.
+    Compared about index N//2 inside the largest sphere and up to Fourier shell `shells` only; noise there counts as misfit, so give it
+    a low-passed reference. At 20 to 60 Å a D2 protein on its axes gives under 0.01, and 0.03 (60 Å) to 0.17 (20 Å) when 8 degrees off.
     """
     operators = symmetry_operators(group)
     if len(operators) == 1:
