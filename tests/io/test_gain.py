@@ -7,6 +7,7 @@ import pytest
 import tifffile
 
 from verglas.errors import FileFormatError, InputError
+from verglas.io.eer import write_eer
 from verglas.io.gain import gain_agreement, read_gain
 from verglas.io.movie import write_movie
 from verglas.io.mrc import read_image, write_image
@@ -85,6 +86,33 @@ def test_the_mean_of_the_movies_tells_multiply_from_divide(path: Path) -> None:
     assert gain_agreement(*read_gain(path, MOVIE), mean) < -0.9
     assert gain_agreement(*read_gain(path, MOVIE, reciprocal=True), mean) > 0.9
     assert abs(gain_agreement(*read_gain(path, MOVIE, flip=1), mean)) < 0.2
+
+
+@pytest.mark.relion
+@pytest.mark.parametrize("name", ["g.mrc", "g.tif", "g.gain"])
+def test_gains_of_eer_movies_are_taken_as_relion_takes_them(tmp_path: Path, name: str) -> None:
+    shape = (4096, 4096)  # the only size that RELION takes
+    random = np.random.default_rng(0)
+    frames = [np.flatnonzero(random.random(shape, dtype=np.float32) < 0.004) for _ in range(3)]
+    write_eer(tmp_path / "m.eer", [(position, np.zeros(len(position), np.uint8)) for position in frames], shape)
+    stored = np.ones(shape, np.float32)
+    stored[:500, :1000] = 2
+    if name == "g.mrc":
+        write_image(tmp_path / name, stored, 1.0)
+    else:
+        tifffile.imwrite(tmp_path / name, stored)
+    optics = {"rlnOpticsGroupName": "o", "rlnOpticsGroup": 1, "rlnMicrographOriginalPixelSize": 1.0, "rlnVoltage": 300.0}
+    optics |= {"rlnSphericalAberration": 2.7, "rlnAmplitudeContrast": 0.1}
+    tables = {"optics": pd.DataFrame([optics]), "movies": pd.DataFrame([{"rlnMicrographMovieName": "m.eer", "rlnOpticsGroup": 1}])}
+    write_star(tmp_path / "movies.star", tables)
+    command = ["relion_run_motioncorr", "--i", "movies.star", "--o", "out/", "--use_own", "--j", "1", "--patch_x", "1", "--patch_y", "1"]
+    command += ["--eer_grouping", "1", "--eer_upsampling", "1", "--gainref", name, "--skip_defect", "--max_iter", "0"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    theirs = read_image(tmp_path / "out" / "m.mrc")
+    gain, _ = read_gain(tmp_path / name, shape, eer=True)
+    corners = [np.s_[50:450, 50:950], np.s_[-450:-50, 50:950], np.s_[2000:3000, 2000:3000]]
+    seen, ours = ([float(image[corner].mean()) for corner in corners] for image in (theirs, gain))
+    np.testing.assert_allclose(np.divide(seen, seen[2]), np.divide(ours, ours[2]), rtol=0.1)
 
 
 @pytest.mark.relion

@@ -9,7 +9,7 @@ from PIL import Image
 from verglas.errors import FileFormatError, InputError, ItemError
 from verglas.io.coordinates import read_coordinates, write_coordinates
 from verglas.io.mrc import write_image, write_stack
-from verglas.io.picture import read_micrograph
+from verglas.io.picture import micrograph_shape, read_micrograph
 
 PICTURE = np.random.default_rng(0).integers(0, 250, (40, 50))
 
@@ -23,6 +23,7 @@ def test_the_same_picture_in_every_format(tmp_path: Path) -> None:
         image = read_micrograph(tmp_path / name)
         assert image.dtype == np.float32
         np.testing.assert_array_equal(image, PICTURE, err_msg=name)
+        assert micrograph_shape(tmp_path / name) == (40, 50)
 
 
 def test_what_is_no_micrograph_is_an_item_that_fails(tmp_path: Path) -> None:
@@ -42,6 +43,9 @@ def test_what_is_no_micrograph_is_an_item_that_fails(tmp_path: Path) -> None:
     for name, reason in (reasons | {"absent.mrc": "does not exist"}).items():
         with pytest.raises(ItemError, match=reason):
             read_micrograph(tmp_path / name)
+    for name in ("empty.mrc", "absent.mrc", "colour.png"):
+        with pytest.raises(ItemError):
+            micrograph_shape(tmp_path / name)
 
 
 def test_real_micrographs_are_dark_where_the_experts_marked_particles(shared_data: Path) -> None:

@@ -228,7 +228,8 @@ def test_relion_reads_every_row_and_value_that_is_written(tmp_path: Path) -> Non
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_relion_reads_less_exactly_where_it_is_said(tmp_path: Path, layout: str) -> None:
     optics = "data_optics\n\nloop_\n_rlnOpticsGroupName\n_rlnOpticsGroup\n_rlnVoltage\n_rlnSphericalAberration\n"
-    optics += "_rlnImagePixelSize\n_rlnImageSize\n_rlnImageDimensionality\n" + "".join(f"o{group} {group} 300 2.7 1 64 2\n" for group in (1, 2, 3)) + "\n"
+    optics += "_rlnImagePixelSize\n_rlnImageSize\n_rlnImageDimensionality\n"
+    optics += "".join(f"o{group} {group} 300 2.7 1 64 2\n" for group in (1, 2, 3)) + "\n"
     text = LAYOUTS[layout].replace("_rlnClassNumber", "_rlnOpticsGroup")
     if layout == "CRLF":
         optics = optics.replace("\n", "\r\n")

@@ -1,4 +1,7 @@
-"""Gain references. A gain *multiplies* the frames; what is zero, negative or no number in it is a defect of the detector."""
+"""Gain references. A gain *multiplies* the frames (but see `read_gain` on EER).
+
+What is zero, negative or no number in it is a defect of the detector.
+"""
 
 import os
 import warnings
@@ -13,12 +16,18 @@ FLIPS = {0: "none", 1: "rows reversed", 2: "columns reversed"}
 
 
 def read_gain(
-    path: str | os.PathLike[str], movie_shape: tuple[int, int], rotation: int = 0, flip: int = 0, reciprocal: bool = False
+    path: str | os.PathLike[str],
+    movie_shape: tuple[int, int],
+    rotation: int = 0,
+    flip: int = 0,
+    eer: bool = False,
+    reciprocal: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gain for movies of `movie_shape` (ny, nx): factors float32 [ny, nx], 0 at defects, and the defects, bool [ny, nx].
 
     rotation: quarter turns clockwise, rows shown top down, done first; flip: then 1 reverses rows, 2 columns (RELION's --gain_rot
-    and --gain_flip). reciprocal: the file divides (EER gains do) and is inverted. A file of twice the movie's size is averaged
+    and --gain_flip). eer: the movies are EER, for which RELION's rule is another: a `.gain` file multiplies and its rows are taken as
+    stored, any other file *divides*. reciprocal: the file divides whatever its kind. A file of twice the movie's size is averaged
     over 2 x 2 pixels (a defect in any of them is one), one of half its size is repeated, and either is said (UserWarning).
     Raises FileFormatError for any other size, naming the rotations and flips that would fit.
     """
@@ -28,7 +37,10 @@ def read_gain(
         raw = read_plane(Path(path))
     except (ValueError, OSError, RuntimeError) as error:
         raise FileFormatError(path, f"cannot be read as a gain reference: {error}") from error
-    gain = np.rot90(raw, -rotation)
+    as_stored = eer and Path(path).suffix == ".gain"
+    if reciprocal is None:
+        reciprocal = eer and not as_stored
+    gain = np.rot90(raw[::-1] if as_stored else raw, -rotation)
     gain = gain[::-1] if flip == 1 else gain[:, ::-1] if flip == 2 else gain
     scale = _scale(path, gain.shape, movie_shape, rotation)
     defects: np.ndarray = ~(np.isfinite(gain) & (gain > 0))

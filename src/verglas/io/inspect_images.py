@@ -36,7 +36,7 @@ def mrc(path: Path) -> Explanation:
 def _mrc_kind(path: Path, header: MrcHeader, oddities: list[str]) -> tuple[str, str]:
     nz, ny, nx = header.shape
     if nz == 1:
-        return "micrograph or single image (MRC)", f"verglas job Import --micrographs '{path}'"
+        return "micrograph or single image (MRC)", f"verglas job Import --kind micrographs --files '{path}'"
     if nz == ny == nx and path.suffix.lower() != ".mrcs":
         if header.axes != (1, 2, 3):
             oddities.append(f"axes are stored in the order {header.axes}; maps are turned when read")
@@ -45,7 +45,7 @@ def _mrc_kind(path: Path, header: MrcHeader, oddities: list[str]) -> tuple[str, 
         return "map (MRC)", f"verglas job Refine3D --reference {path}, or MaskCreate, PostProcess"
     if ny == nx and path.suffix.lower() == ".mrcs" and ny <= 1024:
         return "stack of images (MRC)", "particles, named 000001@" + f"{path} … in a STAR file; or class averages for AutoPick"
-    return "movie or stack (MRC)", f"verglas job Import --movies '{path}'"
+    return "movie or stack (MRC)", f"verglas job Import --kind movies --files '{path}'"
 
 
 def tiff(path: Path) -> Explanation:
@@ -62,8 +62,10 @@ def tiff(path: Path) -> Explanation:
     ny, nx = movie.shape
     facts = {"frames": movie.frames, "size": f"{nx} x {ny}", **facts, **_statistics(frame, " of the first frame"), "file": file_size(path)}
     if movie.frames == 1:
-        return Explanation("micrograph or gain (TIFF)", facts, _value_oddities(frame), f"verglas job Import --micrographs '{path}'")
-    return Explanation("movie (TIFF)", facts, _value_oddities(frame), f"verglas job Import --movies '{path}'")
+        return Explanation(
+            "micrograph or gain (TIFF)", facts, _value_oddities(frame), f"verglas job Import --kind micrographs --files '{path}'"
+        )
+    return Explanation("movie (TIFF)", facts, _value_oddities(frame), f"verglas job Import --kind movies --files '{path}'")
 
 
 def _tiff_pixel_size(page: tifffile.TiffPage) -> float:
@@ -91,7 +93,10 @@ def _eer(path: Path, file: tifffile.TiffFile) -> Explanation:
     divisors = [n for n in range(2, len(movie.frames)) if len(movie.frames) % n == 0]
     hint = f"; {', '.join(map(str, divisors[:6]))} leave no remainder" if divisors else ""
     return Explanation(
-        "movie (EER)", facts, oddities, f"verglas job Import --movies '{path}'; MotionCorr asks for the frames per fraction{hint}"
+        "movie (EER)",
+        facts,
+        oddities,
+        f"verglas job Import --kind movies --files '{path}'; MotionCorr asks for the frames per fraction{hint}",
     )
 
 
@@ -100,7 +105,9 @@ def png(path: Path) -> Explanation:
     image = read_plane(path)
     facts = {"size": f"{image.shape[1]} x {image.shape[0]}", **_statistics(image, ""), "rows": "row 0 is y = 0 (not flipped)"}
     oddities = [*_value_oddities(image), "a PNG has no pixel size and few grey values: use it only where there is nothing better"]
-    return Explanation("micrograph (PNG)", facts | {"file": file_size(path)}, oddities, f"verglas job Import --micrographs '{path}'")
+    return Explanation(
+        "micrograph (PNG)", facts | {"file": file_size(path)}, oddities, f"verglas job Import --kind micrographs --files '{path}'"
+    )
 
 
 def atoms(path: Path) -> Explanation:

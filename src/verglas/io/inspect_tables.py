@@ -145,7 +145,9 @@ def cryosparc(path: Path) -> Explanation:
     oddities = list(found.notes)
     if "micrograph_name" not in table:
         oddities.append("no micrographs: give the passthrough file too where re-extraction is meant")
-    return Explanation("particles (cryoSPARC)", facts | {"file": file_size(path)}, oddities, f"verglas job Import --particles {path}")
+    return Explanation(
+        "particles (cryoSPARC)", facts | {"file": file_size(path)}, oddities, f"verglas job Import --kind particles --files {path}"
+    )
 
 
 def coordinates(path: Path) -> Explanation:
@@ -158,5 +160,8 @@ def coordinates(path: Path) -> Explanation:
         for axis in ("x", "y"):
             facts[axis] = f"{table[f'coordinate_{axis}'].min():g} to {table[f'coordinate_{axis}'].max():g} px"
     return Explanation(
-        "coordinates", facts, [] if len(table) else ["no picks"], f"verglas job Import --coordinates {path}" if len(table) else ""
+        "coordinates",
+        facts,
+        [] if len(table) else ["no picks"],
+        f"verglas job Import --kind coordinates --files {path}" if len(table) else "",
     )

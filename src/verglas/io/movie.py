@@ -39,11 +39,13 @@ class _Frames(Protocol):
 class Movie:
     """An open movie. Nothing stays open between reads, and `read` may be called from several threads.
 
+    kind: `tiff`, `mrc` or `eer`;
     internal_frames: for each frame the number of camera frames in it (1 unless EER), to which its dose is proportional;
     notes: what a reader should be told, such as EER frames that make no full fraction.
     """
 
     path: Path
+    kind: str
     internal_frames: tuple[int, ...]
     notes: tuple[str, ...] = ()
     _frames: _Frames = field(repr=False, kw_only=True)
@@ -90,13 +92,13 @@ def open_movie(path: PathName, eer_grouping: int | None = None, eer_upsampling: 
         kind = movie_kind(path)
         if kind == "mrc":
             header = read_header(path)
-            return Movie(path, (1,) * header.shape[0], _frames=_MrcFrames(path, header))
+            return Movie(path, kind, (1,) * header.shape[0], _frames=_MrcFrames(path, header))
         with tifffile.TiffFile(path) as tiff:
             tiff.pages.useframes = False
             check_chain(tiff)
             if not is_eer(tiff.pages[-1]):  # type: ignore[arg-type]
                 frames = tiff_frames(path, tiff)
-                return Movie(path, (1,) * len(frames), _frames=frames)
+                return Movie(path, kind, (1,) * len(frames), _frames=frames)
             eer = open_eer(path, tiff)
     return _eer_movie(eer, eer_grouping, eer_upsampling, keep_rest)
 
@@ -137,7 +139,7 @@ def _eer_movie(eer: EerFile, grouping: int | None, upsampling: int, keep_rest: b
     if rest:
         what = f"make a last, shorter fraction of {rest}" if keep_rest else "are left out"
         notes = (f"{rest} of {len(eer.frames)} internal frames {what} ({grouping} per fraction)",)
-    return Movie(eer.path, tuple(map(len, fractions)), notes, _frames=_EerFractions(eer, fractions, upsampling))
+    return Movie(eer.path, "eer", tuple(map(len, fractions)), notes, _frames=_EerFractions(eer, fractions, upsampling))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import tifffile
 from PIL import Image
 
 from verglas.errors import FileFormatError, ItemError
-from verglas.io.mrc import read_image
+from verglas.io.mrc import read_header, read_image
 
 _GREY = ("1", "L", "I", "I;16", "I;16B", "F")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DAMAGE = (ValueError, RuntimeError, OSError, SyntaxError, struct.error, IndexError, KeyError, TypeError)
 
 
@@ -38,6 +39,20 @@ def read_micrograph(path: str | os.PathLike[str]) -> np.ndarray:
     return image
 
 
+def micrograph_shape(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Rows and columns of a micrograph; of an MRC by its header alone. Raises ItemError as `read_micrograph`."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            known = file.read(4) in (b"\x89PNG", *_TIFF)
+        if not known:
+            return read_header(path).shape[1:]
+    except (FileFormatError, OSError):
+        pass  # said by the reader below
+    ny, nx = read_micrograph(path).shape
+    return ny, nx
+
+
 def read_plane(path: Path) -> np.ndarray:
     """One image of any known kind, float32 [y, x], NaN allowed; raises whatever its reader raises."""
     with path.open("rb") as file:
@@ -46,7 +61,7 @@ def read_plane(path: Path) -> np.ndarray:
         raise ValueError("the file is empty")
     if start.startswith(b"\x89PNG"):
         return _read_png(path)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start[:4] in _TIFF:
         return _one_plane(tifffile.imread(path))[::-1].astype(np.float32)
     return read_image(path)
 
