@@ -174,6 +174,26 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_names_stay_text_and_figures_become_numbers(tmp_path: Path) -> None:
+    text = ["rlnImageName", "rlnReferenceImage", "rlnMtfFileName", "rlnMicrographMetadata", "rlnCtfPowerSpectrum", "rlnUnfilteredMapHalf1"]
+    text += ["rlnOddZernike", "rlnPipeLineProcessAlias", "rlnPipeLineEdgeFromNode", "rlnJobOptionValue", "someTag", "rlnMicrographNameNoDW"]
+    figures = [
+        "rlnSsnrMap",
+        "rlnFourierShellCorrelationUnmaskedMaps",
+        "rlnPipeLineNodeType",
+        "rlnClassNumber",
+        "rlnImageSize",
+        "rlnDefocusU",
+    ]
+    figures += ["rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps", "rlnNrOfFrames", "rlnGroupNrParticles"]
+    for rows in (1, 500):
+        labels = text + figures
+        body = ("007 " * len(labels) + "\n") * rows
+        path = write(tmp_path, "data_\nloop_\n" + "".join(f"_{label}\n" for label in labels) + body)
+        table = list_table(read_star(path), "", path)
+        assert {label: table[label].iloc[-1] for label in labels} == dict.fromkeys(text, "007") | dict.fromkeys(figures, 7)
+
+
 def test_nothing_unreadable_is_written_and_the_old_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "out.star"
     write_star(path, {"": pd.DataFrame({"rlnDefocusU": [1.0]})})

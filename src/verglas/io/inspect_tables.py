@@ -34,7 +34,7 @@ def _by_tables(path: Path, blocks: Mapping[str, StarBlock]) -> Explanation:
     if "rlnImageName" in labels:
         return particles(path, blocks)
     if "rlnMtfValue" in labels:
-        return Explanation("MTF of a detector (STAR)", {}, [], f"verglas job PostProcess --mtf {path}")
+        return Explanation("MTF of a detector (STAR)", {}, [], f"verglas job PostProcess --fn-mtf {path}")
     if "rlnCoordinateX" in labels:
         return coordinates(path)
     return Explanation("STAR file of no kind that a job reads")
