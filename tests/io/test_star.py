@@ -218,6 +218,11 @@ def test_a_list_without_rows_is_an_empty_table(tmp_path: Path) -> None:
     assert numbers(table, "rlnDefocusU", "").shape == (0,)
 
 
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"absent\.star: the file does not exist"):
+        read_star(tmp_path / "absent.star")
+
+
 def test_a_missing_table_or_column_lists_what_is_there(tmp_path: Path) -> None:
     path = write(tmp_path, PLAIN)
     with pytest.raises(FileFormatError, match="no table data_optics; found data_particles"):

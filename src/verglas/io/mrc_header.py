@@ -64,6 +64,8 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
 
 def inspect_header(path: str | os.PathLike[str]) -> MrcHeader:
     """As `read_header`, without warnings."""
+    if not Path(path).is_file():
+        raise FileFormatError(path, "the file does not exist" if not Path(path).exists() else "is not a file")
     with Path(path).open("rb") as file:
         raw = file.read(SIZE)
         size = os.fstat(file.fileno()).st_size

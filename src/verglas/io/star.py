@@ -82,6 +82,8 @@ def integers(frame: pd.DataFrame, label: str, path: str | PathLike[str]) -> np.n
 
 
 def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileFormatError(path, "the file does not exist" if not path.exists() else "is not a file")
     raw = path.read_bytes()
     if not raw.strip():
         raise FileFormatError(path, "is empty", "Was the program that wrote it stopped?")

@@ -15,7 +15,7 @@ NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 # Text in RELION's own label list; all labels of other programs are text too, since nothing is known about them.
 _TEXT_LABEL = re.compile(
-    r"(?!rln)|rln.*(Name|Image|File|Metadata|PowerSpectrum|Zernike|Aberrations|Alias|Label|FromNode|ToNode|EdgeProcess)\d?$"
+    r"(?!rln)|rln.*(Name|NameNoDW|Image|File|Metadata|PowerSpectrum|Zernike|Aberrations|Alias|Label|FromNode|ToNode|EdgeProcess)\d?$"
     r"|rln(UnfilteredMapHalf|PostprocessedMap|PosprocessedMap|JobOption|Schedule|SymmetryGroup|Tomo.*Id)|rln.*StarFile"
 )
 _TOKEN = re.compile(r"""\s*(?:"([^"\n]*)"(?=\s|$)|'([^'\n]*)'(?=\s|$)|([^\s"'#]\S*)|(#.*)|(\S+))""")
