@@ -155,7 +155,9 @@ def test_killed_and_started_again(simulated: Path, tmp_path: Path) -> None:
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    (tmp_path / "movies/.mic_0002.0badc0de.tmp.tif").write_bytes(b"half a movie")
     simulate(SMALL, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "movies").iterdir()) == ["mic_0001.tif", "mic_0002.tif"]
     for name in ("movies/mic_0001.tif", "movies/mic_0002.tif", "truth/particles.star", "simulation.json"):
         assert (tmp_path / name).read_bytes() == (simulated / name).read_bytes(), name
 

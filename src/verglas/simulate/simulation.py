@@ -61,6 +61,8 @@ def simulate(settings: SimulationSettings, out: Path, progress: Progress = lambd
     write_truth(out, settings, scenes, box)
     write_json(out / "simulation.json", _description(settings, specimens, scenes, detector, projectors[0]))
     instrument = Instrument(projectors, detector, PoissonTable(*_rates(settings, detector)))
+    for left in (out / "movies").glob(".mic_*.tmp.*"):  # of a run that was killed
+        left.unlink()
     todo = [scene for scene in scenes if not (out / settings.movie_name(scene.index)).exists()]
     _make_movies(settings, out, todo, instrument, progress, workers)
     return Simulation(out, sum(len(scene.particles) for scene in scenes), len(todo), len(scenes) - len(todo))
