@@ -55,8 +55,8 @@ class Params(JobParams):
     )
     symmetry: str = param("C1", "Symmetry of a 3D reference", label="Symmetry:", flag="--sym")
     use_ctf: bool = param(
-        False,
-        "Multiply references by the micrograph's CTF. Off: on simulated micrographs the uncorrected references part better from noise",
+        True,
+        "Multiply references by the micrograph's CTF, where it is known",
         label="Are References CTF corrected?",
         flag="--ctf",
     )
@@ -134,6 +134,7 @@ def run(job: Job) -> Items:
     names = micrographs.names()
     peaks = output_names(names, job.out / _CANDIDATES, ".star")
     items = Items("micrographs", total=len(names))
+    job.record["references_see_ctf"] = job.params.use_ctf and job.inputs["references"] != job.inputs["reference"] and "defocus_u" in micrographs
     picker = _Picker(job, micrographs, device)
     with job.progress("micrographs", len(names)) as bar:
         for row, (name, file) in enumerate(zip(names, peaks)):
@@ -253,10 +254,10 @@ class _Picker:
         )
 
     def _ctf(self, row: int) -> dict[str, float] | None:
-        if not self.params.use_ctf or self.blobs:
+        names = ("defocus_u", "defocus_v", "defocus_angle")
+        if not self.params.use_ctf or self.blobs or any(name not in self.micrographs for name in names):
             return None
         micrograph = self.micrographs.subset([row])  # type: ignore[arg-type]
-        names = ("defocus_u", "defocus_v", "defocus_angle")
         values = {name: float(micrograph.column(name)[0]) for name in names}
         values["phase_shift"] = float(micrograph.column("phase_shift", 0.0)[0])
         optics = ("voltage", "spherical_aberration", "amplitude_contrast")

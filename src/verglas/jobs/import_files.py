@@ -59,5 +59,5 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _hint(part: str) -> str:
     """Whether the pattern would match in another case."""
     either = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in part)
-    matches = _glob(either) if "[" not in part else []
+    matches = sorted(_glob(either), key=_natural) if "[" not in part else []
     return f"; {len(matches)} files match in another case, such as {matches[0]}" if matches else ""

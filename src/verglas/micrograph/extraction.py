@@ -40,7 +40,8 @@ def beyond_edge(centres: np.ndarray, shape: tuple[int, int], box: int) -> np.nda
 
 def centre_inside(centres: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Mask [n] of the centres that lie on an image of `shape` (y, x)."""
-    return ((np.asarray(centres) >= 0) & (np.asarray(centres) < np.array(shape[::-1]))).all(axis=1)
+    centres = np.asarray(centres)
+    return np.all((centres >= 0) & (centres < np.array(shape[::-1])), axis=1)
 
 
 def recentred(coordinates: np.ndarray, origins: np.ndarray, pixel_size: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
