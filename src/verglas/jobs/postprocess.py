@@ -44,6 +44,7 @@ class Params(JobParams):
         ge=0,
     )
     model_bfactor: float = param(100.0, "B-factor of the model's atoms in the comparison with it", unit="Å²", ge=0)
+    model_assembly: str | None = param(None, "Biological assembly of the model to take, such as 1; left out: its atoms as they are")
     place_model: bool = param(True, "Search for the model's place in the map; otherwise it is taken as it lies, from the map's corner")
 
 
@@ -140,15 +141,16 @@ def _against_model(job: Job, result: PostProcessed, mask: torch.Tensor, pixel_si
     if job.inputs["model"] is None:
         return None
     import torch
+    from gemmi import Element
 
     from verglas.io.atoms import read_atoms
     from verglas.volume.align import align_maps
     from verglas.volume.atoms import density_from_atoms
     from verglas.volume.fsc import fsc
 
-    atoms = read_atoms(job.inputs["model"])
+    atoms = read_atoms(job.inputs["model"], assembly=job.params.model_assembly)
     place, size = torch.as_tensor(atoms.position, dtype=torch.float64), len(mask)
-    weight = torch.as_tensor(atoms.atomic_number, dtype=torch.float32)
+    weight = torch.tensor([Element(symbol).atomic_number for symbol in atoms.element]) * torch.as_tensor(atoms.occupancy)
     place = place - (place.mean(dim=0) if job.params.place_model else pixel_size * (size // 2))
     density = density_from_atoms(place, weight, size, pixel_size, job.params.model_bfactor)
     if job.params.place_model:

@@ -22,9 +22,10 @@ from verglas.refine.assignments import Assignments, from_particles
 from verglas.refine.initial_search import PoseSearch, rotations_apart
 from verglas.refine.observations import Batch, Observations
 from verglas.refine.start import starting_noise
-from verglas.volume.fourier import fourier_shift, irfft_centred, radial_average, rfft_centred, shell_index
+from verglas.volume.fourier import irfft_centred, radial_average, rfft_centred, shell_index
 from verglas.volume.masks import soft_sphere
 from verglas.volume.reconstruct import add_symmetric, reconstruct, symmetrised
+from verglas.volume.resample import centre_of_density, shift_map
 from verglas.volume.rotations import random_rotations
 from verglas.volume.sampling import shift_grid
 from verglas.volume.slices import FourierSums, Pixels, pixel_list
@@ -220,14 +221,11 @@ class InitialModel:
 
 
 def _centred(density: torch.Tensor, along_z_only: bool) -> torch.Tensor:
-    """The map moved so that the centre of its positive density lies at index N//2."""
-    weight = density.clamp(min=0)
-    weight = weight * (weight > 0.2 * weight.max())
-    line = torch.arange(density.shape[-1], device=density.device, dtype=density.dtype) - density.shape[-1] // 2
-    centre = torch.stack([(weight.sum(dim=axes) * line).sum() for axes in ((0, 1), (0, 2), (1, 2))]) / weight.sum().clamp(min=1e-30)
+    """The map moved so that the centre of its density lies at index N//2."""
+    centre = centre_of_density(density)
     if along_z_only:
         centre[:2] = 0
-    return fourier_shift(density, -centre, dims=3)
+    return shift_map(density, -centre)
 
 
 def spherical(state: State) -> State:

@@ -18,7 +18,7 @@ _SCORES_AT_ONCE = 1 << 23  # numbers of a chunk's score matrix
 class PoseSearch:
     """Slices of maps [K, N, N, N] at `rotations` [r, 3, 3] and the `shifts` [t, 2] (pixels) that images are tried at.
 
-    `shares` [K] are the classes' priors; weights are of the posterior raised to `exponent`.
+    `shares` [K] are the classes' priors; weights are of the posterior raised to `exponent`, with even classes while that is below 1.
     """
 
     def __init__(
@@ -43,9 +43,25 @@ class PoseSearch:
         flat = scores.flatten(1)
         gain = torch.logsumexp(flat, dim=1) - math.log(len(self.shifts))
         weights = torch.softmax(self.exponent * flat, dim=1)
-        largest, weights = weights.amax(dim=1), weights.view_as(scores)
-        classes = weights.sum(dim=1).unflatten(1, (-1, len(self.rotations))).sum(dim=2)
-        return weights, moved, torch.cat([gain[:, None], largest[:, None], classes], dim=1)
+        by_class = weights.unflatten(1, (len(self.shifts), -1, len(self.rotations)))
+        classes = by_class.sum(dim=(1, 3))
+        if self.exponent < 1 and classes.shape[1] > 1:
+            factor = _balancing(classes)
+            by_class *= factor[:, None, :, None]
+            classes = classes * factor
+        return weights.view_as(scores), moved, torch.cat([gain[:, None], weights.amax(dim=1, keepdim=True), classes], dim=1)
+
+
+def _balancing(classes: torch.Tensor, rounds: int = 30) -> torch.Tensor:
+    """Factors [b, K] on class weights [b, K] after which every image has weight 1 and every class an even share of the images.
+
+    While shapes form, the first class to hold one would explain every image best and take them all.
+    """
+    of_class = torch.ones(classes.shape[1], device=classes.device)
+    for _ in range(rounds):
+        share = (classes * of_class / (classes @ of_class)[:, None]).mean(dim=0)
+        of_class = of_class / (share * len(share)).clamp(min=1e-6)
+    return of_class / (classes @ of_class)[:, None]
 
 
 def rotations_apart(degrees: float, turn: torch.Tensor, group: str) -> torch.Tensor:

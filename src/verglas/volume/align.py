@@ -62,8 +62,8 @@ def align_maps(
     coarse_shell = min(coarse_shell, max_shell)
     sphere = soft_sphere(size, radius, max(2.0, 0.06 * size), fixed.device)
     hands = [moving, flip_hand(moving)] if try_mirror else [moving]
-    pairs = [_Pair(hand * sphere, fixed * sphere, max_shell) for hand in hands]
-    starts = _all_rotations().to(fixed.device) if rotations is None else rotations.to(fixed.device, torch.float32)
+    pairs = [MapPair(hand * sphere, fixed * sphere, max_shell) for hand in hands]
+    starts = all_rotations().to(fixed.device) if rotations is None else rotations.to(fixed.device, torch.float32)
     found = [(hand, *start) for hand, pair in enumerate(pairs) for start in pair.search(starts, coarse_shell, radius)]
     best = sorted(found, key=lambda candidate: -candidate[1])[:12]
     refined = [_refine(pairs, candidate, coarse_shell, max_shell, radius) for candidate in best]
@@ -74,7 +74,7 @@ def align_maps(
 _Candidate = tuple[int, float, torch.Tensor, torch.Tensor]
 
 
-def _refine(pairs: list[_Pair], candidate: _Candidate, shell: int, max_shell: int, radius: float) -> _Candidate:
+def _refine(pairs: list[MapPair], candidate: _Candidate, shell: int, max_shell: int, radius: float) -> _Candidate:
     """Rotation and shift on grids that halve about the best, compared to higher shells as they get finer."""
     hand, score, rotation, shift = candidate
     step = 8.0
@@ -85,7 +85,7 @@ def _refine(pairs: list[_Pair], candidate: _Candidate, shell: int, max_shell: in
         length = pairs[0].size / shell / 8 * min(1.0, step / 4)
         score = -1.0
         for _ in range(4):  # walk until the best is no longer at the grid's edge
-            new = pairs[hand].best(_neighbours(rotation, step), shift + length * _cube().to(shift), shell)
+            new = pairs[hand].best(nearby_rotations(rotation, step), shift + length * unit_steps().to(shift), shell)
             if new[0] <= score + 1e-7:
                 break
             score, rotation, shift = new
@@ -93,7 +93,7 @@ def _refine(pairs: list[_Pair], candidate: _Candidate, shell: int, max_shell: in
     return hand, score, rotation, shift
 
 
-class _Pair:
+class MapPair:
     """Two maps ready to be compared at many rotations and shifts."""
 
     def __init__(self, moving: torch.Tensor, fixed: torch.Tensor, max_shell: int) -> None:
@@ -164,19 +164,20 @@ def _full_transform(half: torch.Tensor, size: int, band: int) -> tuple[torch.Ten
     return torch.stack([full.real, full.imag])[None].float(), reach
 
 
-def _cube() -> torch.Tensor:
+def unit_steps() -> torch.Tensor:
+    """The 27 points of -1, 0, 1 along each axis, [27, 3]."""
     axis = torch.tensor([-1.0, 0.0, 1.0])
     return torch.cartesian_prod(axis, axis, axis)
 
 
-def _neighbours(rotation: torch.Tensor, degrees: float) -> torch.Tensor:
+def nearby_rotations(rotation: torch.Tensor, degrees: float) -> torch.Tensor:
     """The rotation itself and 26 around it, each turned by `degrees` about one of 26 axes."""
-    axes = _cube().to(rotation)
+    axes = unit_steps().to(rotation)
     axes = axes[axes.norm(dim=1) > 0]
     return torch.cat([rotation[None], axis_rotation(axes, degrees) @ rotation])
 
 
-def _all_rotations(cells: int = 10) -> torch.Tensor:
+def all_rotations(cells: int = 10) -> torch.Tensor:
     """Rotations [n, 3, 3] about 13 degrees apart over SO(3): a cubic grid on four faces of the tesseract of quaternions."""
     axis = torch.tan((torch.arange(cells) + 0.5) / cells * torch.pi / 2 - torch.pi / 4)
     points = torch.cartesian_prod(axis, axis, axis)

@@ -65,3 +65,11 @@ def flip_hand(density: torch.Tensor) -> torch.Tensor:
     """The mirror image of a map [..., x]: x becomes -x about the centre (RELION's `--invert_hand`)."""
     flipped = density.flip(-1)
     return flipped.roll(1, dims=-1) if density.shape[-1] % 2 == 0 else flipped
+
+
+def centre_of_density(density: torch.Tensor, least: float = 0.2) -> torch.Tensor:
+    """Centre (x, y, z) in pixels from index N//2 of what is denser than `least` of a map's maximum, weighted by density, [3]."""
+    weight = torch.where(density > least * density.max(), density, 0.0).clamp(min=0)
+    line = torch.arange(density.shape[-1], device=density.device, dtype=density.dtype) - density.shape[-1] // 2
+    sums = torch.stack([(weight.sum(dim=axes) * line).sum() for axes in ((0, 1), (0, 2), (1, 2))])
+    return sums / weight.sum().clamp(min=1e-30)

@@ -1,0 +1,341 @@
+"""InitialModel: a first map from the particles alone; several starts, and the one that explains the images best is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verglas.errors import InputError
+from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
+from verglas.jobs.initialmodel_files import last_state, stem, write_particles_of, write_starts, write_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.particles import ParticleSet
+    from verglas.refine.initial_model import InitialModel, Settings, State
+
+_MAP, _STARTS = "initial_model.mrc", "starts.star"
+_JUDGED = 500  # particles that starts are compared by
+_PRELOAD_BYTES = 4 << 30
+
+
+class Params(JobParams):
+    """Parameters of InitialModel."""
+
+    mask_diameter: float = param(
+        ..., "Diameter of the particle with its rim", label="Mask diameter (A):", flag="--particle_diameter", unit="Å", gt=0
+    )
+    symmetry: str = param("C1", "Point group in RELION's setting, imposed from the start", label="Symmetry:", flag="--sym")
+    do_run_C1: bool = param(
+        False, "Start without symmetry; find its axes in the map, turn it, and go on with it", label="Run in C1 and apply symmetry later?"
+    )
+    classes: int = param(1, "Maps to part the particles into", label="Number of classes:", flag="--K", ge=1)
+    starts: int = param(2, "Independent starts, of which the most likely is kept", ge=1)
+    iterations: int = param(24, "Iterations of each start", ge=3)
+    sgd_ini_resol: float = param(40.0, "Resolution at the start", label="Initial resolution (A):", flag="--sgd_ini_resol", unit="Å", gt=0)
+    sgd_fin_resol: float = param(17.0, "Resolution at the end", label="Final resolution (A):", flag="--sgd_fin_resol", unit="Å", gt=0)
+    sgd_ini_subset: int = param(
+        150, "Particles an iteration at the start", label="Initial mini-batch size:", flag="--sgd_ini_subset", ge=10
+    )
+    sgd_fin_subset: int = param(500, "Particles an iteration at the end", label="Final mini-batch size:", flag="--sgd_fin_subset", ge=10)
+    angle: float = param(0.0, "Spacing of the orientations; 0: by resolution and diameter", unit="°", ge=0, le=30)
+    offset_range: float = param(17.0, "Search for the centre this far", unit="Å", ge=0)
+    offset_step: float = param(0.0, "Step of that search; 0: a third of the final resolution", unit="Å", ge=0)
+    most_particles: int = param(5000, "Use at most so many particles, drawn at random; 0: all", ge=0)
+    write_every: int = param(8, "Write every so many iterations", flag="--sgd_write_iter", ge=1)
+    do_ctf_correction: bool = param(True, "Correct for the CTF", label="Do CTF-correction?", flag="--ctf")
+    ctf_intact_first_peak: bool = param(
+        False, "Leave the CTF out up to its first peak", label="Ignore CTFs until first peak?", flag="--ctf_intact_first_peak"
+    )
+
+
+def last_iteration(params: Params) -> int:
+    """Number of the last iteration: with the symmetry applied later, a third is added after it."""
+    return params.iterations + (params.iterations // 3 if params.do_run_C1 else 0)
+
+
+def outputs(params: Params) -> tuple[OutputSpec, ...]:
+    """The map, and the files of the last iteration of the start that was kept."""
+    name = stem(last_iteration(params))
+    return (
+        OutputSpec("map", NodeType.MAP, _MAP),
+        OutputSpec("particles", NodeType.PARTICLES, f"{name}_data.star"),
+        OutputSpec("model", NodeType.MODEL, f"{name}_model.star"),
+        OutputSpec("optimiser", NodeType.OPTIMISER, f"{name}_optimiser.star"),
+        *(OutputSpec(f"class{k}", NodeType.MAP, f"{name}_class{k:03d}.mrc") for k in range(1, params.classes + 1)),
+    )
+
+
+def validate(job: Job) -> None:
+    """The group is known, the resolutions go the right way, and the mask fits in the images' box."""
+    from verglas.particles import read_particles
+    from verglas.refine.observations import check_mask_diameter
+    from verglas.volume.symmetry import group_name
+
+    params = job.params
+    if group_name(params.symmetry) == "C1" and params.do_run_C1:
+        raise InputError("--do-run-C1", "there is no symmetry to apply later", "Give --symmetry, or leave it out")
+    if params.sgd_fin_resol >= params.sgd_ini_resol:
+        raise InputError(
+            "--sgd-fin-resol", f"{params.sgd_fin_resol:g} Å is not finer than {params.sgd_ini_resol:g} Å", "Give a smaller one"
+        )
+    particles = read_particles(job.inputs["particles"])
+    if len(particles) < 3 * params.classes:
+        raise InputError(job.inputs["particles"], f"{len(particles)} particles for {params.classes} classes", "Give more particles")
+    check_mask_diameter(params.mask_diameter, particles.optics.box_size, particles.optics.pixel_size)
+
+
+@dataclass
+class _Start:
+    """A finished start: its settings, final state, and mean log-likelihood gained by the maps and by their spherical averages."""
+
+    model: InitialModel
+    state: State
+    gain: float
+    spherical: float
+
+
+def run(job: Job) -> Items:
+    """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; write."""
+    import torch
+
+    from verglas.compute.device import choose_device, describe_device, use_threads
+    from verglas.refine.observations import Observations
+
+    params, device = job.params, choose_device(job.params.device)
+    use_threads(params.threads)
+    job.record["device"] = describe_device(device)
+    with job.phase("read"):
+        particles, source, items = _usable_particles(job)
+        seen = Observations(
+            particles,
+            source,
+            mask_diameter=params.mask_diameter,
+            device=device,
+            correct_ctf=params.do_ctf_correction,
+            intact_until_first_peak=params.ctf_intact_first_peak,
+        )
+    with job.phase("compute"):
+        starts = [_run_start(job, seen, number) for number in range(params.starts)]
+        best = max(starts, key=lambda start: start.gain)
+        agreement = [_agreement(start, best) for start in starts]
+        if params.do_run_C1:
+            best = _symmetrised(job, best)
+        rows = torch.arange(len(particles))
+        found = best.model.assign(best.state)
+    with job.phase("write"):
+        _write(job, best, starts, agreement)
+        write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, rows, found)
+    return items
+
+
+def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
+    """The particles to work with, in the order of the file, their images, and the account of those left out."""
+    import numpy as np
+
+    from verglas.particles import read_particles
+    from verglas.particles.images import StackImages
+    from verglas.refine.observations import unusable
+
+    everything = read_particles(job.inputs["particles"])
+    items = Items("particles", total=len(everything))
+    most = job.params.most_particles or len(everything)
+    rows = np.arange(len(everything))
+    if len(rows) > most:
+        order = np.argsort(everything.column("image_name").astype(str), kind="stable")
+        rows = np.sort(order[np.random.default_rng(job.params.random_seed).permutation(len(rows))[:most]])
+        items.skipped += len(everything) - most
+        items.notes["not_drawn"] = len(everything) - most
+    particles = everything.subset(rows)
+    bad = unusable(StackImages(particles))
+    for row, reason in bad.items():
+        items.fail(str(particles.column("image_name")[row]), reason)
+    particles = particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad)))
+    if len(particles) < 3 * job.params.classes:
+        raise InputError(job.inputs["particles"], f"{len(particles)} usable images are left", "Check the extraction")
+    items.done = len(particles)
+    images = StackImages(particles)
+    small = 4 * len(images) * images.box**2 < _PRELOAD_BYTES
+    return particles, images.preload() if small else images, items
+
+
+def _settings(params: Params, number: int) -> Settings:
+    from math import degrees
+
+    from verglas.refine.initial_model import Settings
+
+    # an arc of 1.6 times the resolution at the particle's rim, seen from its centre
+    angle = params.angle or min(15.0, max(7.5, degrees(1.6 * params.sgd_fin_resol / params.mask_diameter)))
+    return Settings(
+        mask_diameter=params.mask_diameter,
+        symmetry="C1" if params.do_run_C1 else params.symmetry,
+        classes=params.classes,
+        iterations=params.iterations,
+        ini_resolution=params.sgd_ini_resol,
+        fin_resolution=params.sgd_fin_resol,
+        ini_batch=params.sgd_ini_subset,
+        fin_batch=max(params.sgd_ini_subset, params.sgd_fin_subset),
+        offset_range=params.offset_range,
+        offset_step=params.offset_step or params.sgd_fin_resol / 3,
+        angle=angle,
+        seed=params.random_seed + 7919 * number,
+    )
+
+
+def _run_start(job: Job, seen: Any, number: int) -> _Start:
+    """All iterations of one start, from the last that is written whole."""
+    from verglas.refine.initial_model import InitialModel, spherical
+
+    model = InitialModel(seen, _settings(job.params, number))
+    folder = job.out / f"start{number + 1}"
+    state = model.start()
+    written = last_state(folder, job.params.iterations, state)
+    if written is not None:
+        job.say(f"start {number + 1}: going on from iteration {written.iteration}")
+        state = written
+    with job.progress(f"start {number + 1}", job.params.iterations) as bar:
+        bar.advance(state.iteration)
+        while state.iteration < job.params.iterations:
+            job.check_stop()
+            state = model.step(state)
+            bar.advance()
+            if state.iteration % job.params.write_every == 0 or state.iteration == job.params.iterations:
+                write_state(folder, state, model)
+    rows = model.sample(_JUDGED)
+    gain, sphere = model.mean_log_likelihood(state, rows), model.mean_log_likelihood(spherical(state), rows)
+    job.say(f"start {number + 1}: mean log-likelihood gained {gain:.2f}, by its spherical average {sphere:.2f}")
+    return _Start(model, state, gain, sphere)
+
+
+def _largest(state: State) -> torch.Tensor:
+    return state.maps[int(state.shares.argmax())].cpu()
+
+
+def _agreement(start: _Start, best: _Start) -> tuple[float, bool]:
+    """Resolution in Å to which the map of a start agrees with the best one's (FSC 0.5 in the mask's sphere), and whether mirrored."""
+    from verglas.scores.maps import map_fsc_to_truth
+    from verglas.volume.symmetry import has_free_axis, normaliser
+
+    if start is best:
+        return start.model.settings.fin_resolution, False
+    settings, pixel_size = start.model.settings, start.model.seen.pixel_size
+    rotations = None if has_free_axis(settings.symmetry) else normaliser(settings.symmetry)
+    radius = settings.mask_diameter / 2
+    score = map_fsc_to_truth(
+        _largest(start.state), _largest(best.state), pixel_size, radius=radius, rotations=rotations, align_to=1.5 * settings.fin_resolution
+    )
+    return max(score.resolution, settings.fin_resolution), score.mirrored
+
+
+def _symmetrised(job: Job, start: _Start) -> _Start:
+    """The maps of a start in C1 turned to the axes of the wanted group, and iterated under it."""
+    from dataclasses import replace
+
+    import torch
+
+    from verglas.refine.initial_model import InitialModel, State
+    from verglas.volume.axes import find_axes
+    from verglas.volume.symmetry import symmetrise_map
+
+    model, seen, group = start.model, start.model.seen, job.params.symmetry
+    radius, shell = job.params.mask_diameter / 2 / seen.pixel_size, model.stage(job.params.iterations).shell
+    maps = []
+    for number, density in enumerate(start.state.maps.cpu(), start=1):
+        found = find_axes(density, group, radius=radius, max_shell=shell)
+        job.say(f"class {number}: axes of {group} found with a mean self-correlation of {found.correlation:.2f}")
+        job.record[f"axes_correlation_class{number}"] = found.correlation
+        maps.append(symmetrise_map(found.apply(density), group).to(start.state.maps))
+    model = InitialModel(seen, replace(model.settings, symmetry=group))
+    state = State(start.state.iteration, torch.stack(maps), start.state.shares)
+    while state.iteration < last_iteration(job.params):
+        job.check_stop()
+        state = model.step(state)
+    return _Start(model, state, start.gain, start.spherical)
+
+
+def _write(job: Job, best: _Start, starts: list[_Start], agreement: list[tuple[float, bool]]) -> None:
+    """Maps, tables and pictures of the run."""
+    from verglas.io.mrc import write_map
+    from verglas.pictures.maps import draw_maps_in_a_row, draw_slices, draw_surface
+
+    pixel_size, density = best.model.seen.pixel_size, _largest(best.state).numpy()
+    names = [f"start {i}: {start.gain:.1f}" for i, start in enumerate(starts, start=1)]
+    draw_maps_in_a_row(job.out / "picture_starts.png", [_largest(s.state).numpy() for s in starts], names, "log-likelihood gained")
+    if len(best.state.maps) > 1:
+        shares = [f"class {k}: {100 * float(share):.0f} %" for k, share in enumerate(best.state.shares, start=1)]
+        draw_maps_in_a_row(job.out / "picture_classes.png", list(best.state.maps.cpu().numpy()), shares)
+    draw_slices(job.out / "picture_slices.png", density, pixel_size)
+    draw_surface(job.out / "picture_surface.png", density, title="initial model")
+    rows = [
+        {"start": i, "seed": s.model.settings.seed, "gain": s.gain, "spherical": s.spherical, "agreement": to, "mirrored": int(mirrored)}
+        for i, (s, (to, mirrored)) in enumerate(zip(starts, agreement, strict=True), start=1)
+    ]
+    write_starts(job.out / _STARTS, rows)
+    write_state(job.out, best.state, best.model)
+    write_map(job.out / _MAP, density, pixel_size)
+
+
+def measure(out: Path, params: Params) -> Metrics:
+    """How well the particles fit the map, and how far the starts agree."""
+    import numpy as np
+
+    from verglas.io.mrc import read_map
+    from verglas.io.star import list_table, numbers, read_star
+    from verglas.particles import read_particles
+
+    path = out / _STARTS
+    starts = list_table(read_star(path), "starts", path)
+    gain, sphere, agreement = (numbers(starts, label, path) for label in ("gain", "spherical", "agreement"))
+    particles = read_particles(out / f"{stem(last_iteration(params))}_data.star")
+    best, (density, _) = int(gain.argmax()), read_map(out / _MAP)
+    return {
+        "log_likelihood": float(gain[best]),
+        "gain_over_sphere": float(gain[best] - sphere[best]),
+        "agreement": float(agreement.max()),
+        "starts_mirrored": int(numbers(starts, "mirrored", path).sum()),
+        "max_probability": float(particles.column("max_probability").astype(np.float64).mean()),
+        "items_out": len(particles),
+        "map_deviation": float(density.std()),
+    }
+
+
+def checks(params: Params) -> tuple[Check, ...]:
+    """The map says something about orientations, and independent starts found the same shape."""
+    found = [
+        Check("gain_over_sphere", 0.0, None, "a map no more likely than its own spherical average holds no orientation"),
+        Check("map_deviation", 1e-12, None, "an empty map explains nothing"),
+        Check("max_probability", 0.01, 1.0, "poses drawn at random of about 1,000 and more would give less"),
+    ]
+    if params.starts > 1:
+        source = "two starts on 500 simulated D2 particles agreed with the truth to their cut-off; at twice that they differ in shape"
+        found.append(Check("agreement", None, 2 * params.sgd_fin_resol, source))
+    return tuple(found)
+
+
+def clean(out: Path) -> Iterator[Path]:
+    """The iterations of the starts."""
+    return out.glob("start*/run_it*")
+
+
+JOB = JobType(
+    name="InitialModel",
+    relion_number=18,
+    summary="Make a first 3D map from the particles alone",
+    examples="""
+    verglas job InitialModel --particles Select/job010/particles.star --mask-diameter 140 --symmetry D2
+    verglas job InitialModel --particles particles.star --mask-diameter 180 --symmetry O --do-run-C1 --starts 3
+    verglas job InitialModel --particles particles.star --mask-diameter 140 --classes 3 --out first
+    """,
+    params=Params,
+    inputs=(InputSpec("particles", NodeType.PARTICLES, "Particles, best after 2D classification", flag="--i"),),
+    outputs=outputs,
+    run=run,
+    measure=measure,
+    checks=checks,
+    validate=validate,
+    clean=clean,
+    describe=lambda metrics: f"log-likelihood {metrics['log_likelihood']:.1f}, starts agree to {metrics['agreement']:.0f} Å",
+)

@@ -1,0 +1,139 @@
+"""InitialModel: from particle stacks on disk to a map near the truth, stopped and gone on, with bad images among them."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import make_job, run_job
+from refine.particles_for_tests import simulated
+from refine.test_initial_model import BOX, PIXEL, truth
+from verglas.errors import InputError, JobAborted
+from verglas.io.mrc import read_map, write_stack
+from verglas.jobs.initialmodel import JOB
+from verglas.particles import read_particles, write_particles
+from verglas.scores.maps import map_fsc_to_truth
+from verglas.volume.fsc import fsc, resolution_shell
+from verglas.volume.symmetry import normaliser, symmetry_misfit
+
+PARAMS = {
+    "mask_diameter": 120,
+    "symmetry": "D2",
+    "starts": 2,
+    "iterations": 12,
+    "sgd_ini_subset": 80,
+    "sgd_fin_subset": 160,
+    "sgd_fin_resol": 21.0,
+    "angle": 15.0,
+    "offset_step": 7.0,
+    "write_every": 4,
+    "threads": 1,
+}
+LAST = "run_it012"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 240 particles, three of them poison: constant, not a number, far too strong."""
+    folder = tmp_path_factory.mktemp("project")
+    particles, images, _, _ = simulated(truth(), PIXEL, 240)
+    stack = images.read(np.arange(240)).numpy()
+    stack[10], stack[20, 3, 3], stack[30] = 0.5, np.nan, 1000 * stack[30]
+    write_stack(folder / "particles.mrcs", stack, PIXEL)
+    names = [f"{i + 1:06d}@{folder}/particles.mrcs" for i in range(240)]
+    write_particles(folder / "particles.star", particles.with_columns(image_name=names))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(project: Path) -> tuple[Path, object]:
+    out = project / "undisturbed"
+    return out, run_job(JOB, PARAMS, {"particles": project / "particles.star"}, out)
+
+
+def test_map_is_near_the_truth_and_the_checks_pass(done: tuple) -> None:
+    out, _ = done
+    density, pixel_size = read_map(out / "initial_model.mrc")
+    assert pixel_size == PIXEL
+    score = map_fsc_to_truth(torch.from_numpy(density), truth(), PIXEL, radius=60.0, rotations=normaliser("D2"))
+    assert score.resolution < 26.0
+    params = JOB.params(**PARAMS)
+    metrics = JOB.measure(out, params)
+    for check in JOB.checks(params):
+        value = metrics[check.metric]
+        assert (check.low is None or value >= check.low) and (check.high is None or value <= check.high), check
+    assert metrics["items_out"] == 237
+    assert {path.name for path in out.glob("*.png")} == {f"picture_{name}.png" for name in ("starts", "slices", "surface")}
+
+
+def test_poisoned_images_are_named_and_counted(done: tuple) -> None:
+    _, items = done
+    assert (items.total, items.done, items.failed) == (240, 237, 3)
+    reasons = {problem.item[:6]: problem.reason for problem in items.problems}
+    assert "constant" in reasons["000011"] and "not numbers" in reasons["000021"] and "strong" in reasons["000031"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_map(project: Path, done: tuple) -> None:
+    out = project / "stopped"
+    inputs = {"particles": project / "particles.star"}
+    with pytest.raises(JobAborted):
+        JOB.run(make_job(JOB, PARAMS, inputs, out, stop_after=6))
+    assert sorted(path.name for path in (out / "start1").iterdir()) == [
+        f"run_it004_{x}" for x in ("class001.mrc", "model.star", "optimiser.star")
+    ]
+    assert not (out / "initial_model.mrc").exists()
+    run_job(JOB, PARAMS, inputs, out)
+    assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(done[0] / "initial_model.mrc")[0], atol=1e-5)
+
+
+def test_an_iteration_that_was_not_written_whole_is_not_taken(project: Path, done: tuple) -> None:
+    out = project / "torn"
+    shutil.copytree(done[0], out)
+    for name in ("initial_model.mrc", f"start2/{LAST}_optimiser.star"):
+        (out / name).unlink()
+    job = make_job(JOB, PARAMS, {"particles": project / "particles.star"}, out)
+    JOB.run(job)
+    assert "start 2: going on from iteration 8" in job.said
+    assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(done[0] / "initial_model.mrc")[0], atol=1e-5)
+
+
+def test_gentle_clean_takes_the_starts_alone(done: tuple) -> None:
+    out, _ = done
+    cleaned = list(JOB.clean(out))
+    assert cleaned and all(path.parent.name.startswith("start") for path in cleaned)
+
+
+@pytest.mark.relion
+def test_relion_reconstructs_our_map_from_our_poses(project: Path, done: tuple) -> None:
+    """`relion_reconstruct` from the written particles gives the map to its resolution: angles, origins and signs are RELION's."""
+    out, _ = done
+    command = f"relion_reconstruct --i {out}/{LAST}_data.star --o {project}/relion.mrc --ctf --sym D2"
+    subprocess.run(command.split(), cwd=project, check=True, capture_output=True)
+    theirs, ours = (torch.from_numpy(read_map(path)[0]) for path in (project / "relion.mrc", out / "initial_model.mrc"))
+    assert resolution_shell(fsc(theirs, ours), 0.5) >= round(BOX * PIXEL / 28)
+    assert len(read_particles(out / f"{LAST}_data.star")) == 237
+
+
+def test_symmetry_found_afterwards(project: Path, tmp_path: Path) -> None:
+    params = PARAMS | {"do_run_C1": True, "starts": 1, "angle": 18.0}
+    run_job(JOB, params, {"particles": project / "particles.star"}, tmp_path)
+    density = torch.from_numpy(read_map(tmp_path / "initial_model.mrc")[0])
+    assert symmetry_misfit(density, "D2") < 0.05
+    score = map_fsc_to_truth(density, truth(), PIXEL, radius=60.0, rotations=normaliser("D2"))
+    assert score.resolution < 35.0
+
+
+def test_faults_are_found_before_work(project: Path, tmp_path: Path) -> None:
+    inputs = {"particles": project / "particles.star"}
+    for change, message in (
+        ({"symmetry": "D2x"}, "point group"),
+        ({"mask_diameter": 300}, "mask_diameter"),
+        ({"sgd_fin_resol": 50}, "not finer"),
+        ({"symmetry": "C1", "do_run_C1": True}, "no symmetry"),
+        ({"classes": 100}, "100 classes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            JOB.validate(make_job(JOB, PARAMS | change, inputs, tmp_path))
