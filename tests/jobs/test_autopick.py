@@ -1,15 +1,14 @@
 """AutoPick from micrographs to coordinate files: found against truth, odd micrographs, going on, files as RELION's."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from helpers import make_job, run_job
 from synthetic_micrographs import CTF, PIXEL, lobes, micrograph
-
 from verglas.errors import InputError, JobAborted
 from verglas.io.coordinates import read_coordinates
 from verglas.io.mrc import write_image, write_map, write_stack
@@ -142,7 +141,7 @@ def test_going_on(here):
     for number in range(3):
         assert Path(f"out/mics/{number}_autopick.star").read_bytes() == Path(f"whole/mics/{number}_autopick.star").read_bytes()
     again = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*_autopick.star") if path.parent.name == "mics"}
-    os.remove("out/mics/1_autopick.star")
+    Path("out/mics/1_autopick.star").unlink()
     run_job(JOB, LOG, inputs, Path("out"))
     assert Path("out/mics/1_autopick.star").read_bytes() == Path("whole/mics/1_autopick.star").read_bytes()
     assert all(path.stat().st_mtime_ns == time for path, time in again.items() if path.name != "1_autopick.star")

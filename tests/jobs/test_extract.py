@@ -1,6 +1,5 @@
 """Extract: RELION's images from RELION's coordinates, nothing lost on the second cut, odd inputs, going on."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import make_job, run_job
 
+from helpers import make_job, run_job
 from verglas.errors import InputError, JobAborted
 from verglas.io.coordinates import write_coordinates
 from verglas.io.mrc import read_header, read_stack, write_image
@@ -72,7 +71,7 @@ def test_images_are_relion_s(here, rescale):
         "--part_star", "relion/particles.star", "--part_dir", "relion/", "--extract", "--extract_size", "64", *scale, "--norm",
         "--bg_radius", str(int(radius)), "--white_dust", "-1", "--black_dust", "-1", "--invert_contrast",
     ]  # fmt: skip
-    os.mkdir("relion")
+    Path("relion").mkdir()
     subprocess.run(command, check=True, capture_output=True)
     params = {"box_size": 64, "rescale": rescale, "bg_diameter": 48, "threads": 1}
     run_job(JOB, params, inputs(), Path("Extract/job004"))
@@ -91,7 +90,8 @@ def test_images_are_relion_s(here, rescale):
 @pytest.mark.relion
 def test_relion_reads_all_particles(here):
     run_job(JOB, {"box_size": 64, "rescale": 32, "threads": 1}, inputs(), Path("Extract/job004"))
-    command = ["relion_star_handler", "--i", "Extract/job004/particles.star", "--o", "back.star", "--select", "rlnCoordinateX", "--minval", "-1"]
+    select = ["--select", "rlnCoordinateX", "--minval", "-1"]
+    command = ["relion_star_handler", "--i", "Extract/job004/particles.star", "--o", "back.star", *select]
     subprocess.run(command, check=True, capture_output=True)
     assert len(read_particles("back.star")) == 15
 
@@ -99,7 +99,7 @@ def test_relion_reads_all_particles(here):
 def test_outputs_lie_in_the_job_one_stack_a_micrograph(here):
     items = run_job(JOB, {"box_size": 64, "rescale": 32, "threads": 1}, inputs(), Path("Extract/job004"))
     assert items.done == 3 and items.notes["particles"] == 15
-    found, particles = images("Extract/job004")
+    _, particles = images("Extract/job004")
     assert particles.column("image_name")[0] == "000001@Extract/job004/mics/0.mrcs"
     assert read_header("Extract/job004/mics/0.mrcs").shape == (5, 32, 32)
     assert particles.optics.pixel_size == 3.0 and "micrograph_pixel_size" in particles.optics.table
@@ -113,7 +113,7 @@ def test_outputs_lie_in_the_job_one_stack_a_micrograph(here):
 def test_score_duplicates_and_edges(here):
     write_picks("mics/0", [[100, 100], [104, 100], [150, 60], [3, 100]], pick_score=[2.0, 3.0, 1.0, 9.0])
     for number in (1, 2):
-        os.remove(f"AutoPick/job003/mics/{number}_autopick.star")
+        Path(f"AutoPick/job003/mics/{number}_autopick.star").unlink()
     params = {"box_size": 64, "threads": 1, "minimum_pick_score": 1.5, "min_distance": 12, "edge": "drop"}
     items = run_job(JOB, params, inputs(), Path("out"))
     assert items.done == 1 and items.skipped == 2 and items.notes["picks_left_out"] == 3
@@ -178,7 +178,8 @@ def test_second_cut_centres_the_particles(here):
     first, particles = images("first")
     assert np.unravel_index(first[0].argmax(), (64, 64)) == (32 - 5, 32 + 5)
     rows = len(particles)
-    aligned = particles.with_columns(origin_x=np.full(rows, -5 * PIXEL + 0.4), origin_y=np.full(rows, 5 * PIXEL - 0.3), rot=0.0, tilt=0.0, psi=0.0)
+    origins = {"origin_x": np.full(rows, -5 * PIXEL + 0.4), "origin_y": np.full(rows, 5 * PIXEL - 0.3)}
+    aligned = particles.with_columns(**origins, rot=0.0, tilt=0.0, psi=0.0)
     write_particles("aligned.star", aligned)
     more = {"micrographs": Path("micrographs.star"), "particles": Path("aligned.star")}
     run_job(JOB, {"box_size": 48, "threads": 1}, more, Path("second"))

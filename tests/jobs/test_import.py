@@ -1,14 +1,15 @@
 """Import: every kind of file, odd names and places, damaged files."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import run_job
 from PIL import Image
 
+from helpers import run_job
 from verglas.errors import FileFormatError, InputError
 from verglas.io.coordinates import read_coordinates
 from verglas.io.movie import write_movie
@@ -27,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 
 def movie(path, frames=3, seed=0):
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_movie(path, np.random.default_rng(seed).poisson(3, (frames, 24, 32)).astype(np.uint8), 1.0)
 
 
@@ -49,7 +50,7 @@ def test_places(here):
     """CASES.md, 5: same names in two folders, a path upwards, an absolute path, a symlinked folder; twice the same job."""
     for name in ("d1/a.tif", "d2/a.tif", "real/b.tif", "work/c.tif"):
         movie(name)
-    os.symlink("real", "link")
+    Path("link").symlink_to("real")
     os.chdir("work")
     files = f"./c.tif;../d1/a.tif;..//d2/a.tif;../link/b.tif;{here}/real/b.tif"
     run_job(JOB, {"files": files, "pixel_size": 0.9}, {}, here / "work/Import/job001")
@@ -70,7 +71,7 @@ def test_patterns_in_natural_order_and_what_matches_nothing(here):
         find_files("m/MIC_*.TIF")
     with pytest.raises(InputError, match="is a folder"):
         find_files("m")
-    os.symlink("gone.tif", "dead.tif")
+    Path("dead.tif").symlink_to("gone.tif")
     with pytest.raises(InputError, match="link"):
         find_files("dead.tif")
 
@@ -117,7 +118,7 @@ def test_coordinates_find_their_micrographs(here):
     for name in ("mic_1", "mic_10", "mic_2", "mic_3"):
         write_image(f"m/{name}.mrc", np.ones((64, 64), np.float32), 1.0)
     run_job(JOB, {"kind": "micrographs", "files": "m/*.mrc", "pixel_size": 1.0}, {}, here / "mics")
-    os.mkdir("p")
+    Path("p").mkdir()
     (here / "p/mic_1.box").write_text("10 20 8 8\n30 40 8 8\n")
     (here / "p/mic_10_picked.csv").write_text("x,y\n5,6\n")
     (here / "p/mic_2.box").write_text("10 twenty 8 8\n")
@@ -136,7 +137,8 @@ def test_one_coordinate_file_for_all_micrographs(here):
     for name in "ab":
         write_image(f"m/{name}.mrc", np.ones((64, 64), np.float32), 1.0)
     run_job(JOB, {"kind": "micrographs", "files": "m/*.mrc", "pixel_size": 1.0}, {}, here / "mics")
-    table = {"rlnMicrographName": ["a.mrc", "b.mrc", "elsewhere/a.mrc"], "rlnCoordinateX": [1.0, 2.0, 3.0], "rlnCoordinateY": [4.0, 5.0, 6.0]}
+    names = ["a.mrc", "b.mrc", "elsewhere/a.mrc"]
+    table = {"rlnMicrographName": names, "rlnCoordinateX": [1.0, 2.0, 3.0], "rlnCoordinateY": [4.0, 5.0, 6.0]}
     write_star("all.star", {"": pd.DataFrame(table)})
     run_job(JOB, {"kind": "coordinates", "files": "all.star"}, {"micrographs": here / "mics/micrographs.star"}, here / "out")
     assert read_coordinates("out/m/a_import.star")["coordinate_x"].tolist() == [1, 3]
@@ -163,7 +165,7 @@ def test_particles_with_a_missing_stack(here):
 def test_particles_beyond_their_stack_are_refused(here):
     write_stack("s1.mrcs", np.zeros((1, 16, 16), np.float32), 2.0)
     particle_star(["s1.mrcs"])
-    with pytest.raises(InputError, match="s1.mrcs"):
+    with pytest.raises(InputError, match="stack holds|s1"):
         run_job(JOB, {"kind": "particles", "files": "in.star"}, {}, here / "out")
 
 
@@ -199,7 +201,8 @@ def test_reference_keeps_pixel_box_and_centre_however_often(here):
         params = {"kind": "reference", "files": source, "new_pixel_size": 0.885, "new_box": 68}
         run_job(JOB, params, {}, here / f"r{number}")
         source = f"r{number}/reference.mrc"
-        assert all(check.low <= JOB.measure(here / f"r{number}", JOB.params(**params))[check.metric] for check in JOB.checks(JOB.params(**params)))
+        metrics = JOB.measure(here / f"r{number}", JOB.params(**params))
+        assert all(check.low <= metrics[check.metric] for check in JOB.checks(JOB.params(**params)))
     first, pixel = read_map("r0/reference.mrc")
     last, _ = read_map("r2/reference.mrc")
     assert pixel == pytest.approx(0.885, abs=1e-6) and first.shape == (68, 68, 68) and np.array_equal(first, last)

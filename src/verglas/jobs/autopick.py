@@ -6,7 +6,7 @@ micrographs together, and then the coordinate files are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,12 @@ from verglas.errors import InputError, ItemError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
 
 if TYPE_CHECKING:
+    from verglas.jobs.autopick_peaks import Picker
     from verglas.micrograph.pick_candidates import Candidates
-    from verglas.micrograph.pick_prepare import Coarse
-    from verglas.micrograph.pick_templates import TemplateBank
     from verglas.micrograph.pick_threshold import Cut
-    from verglas.particles import Micrographs
 
 COORDINATES, SUFFIX = "coords_suffix_autopick.star", "_autopick.star"
-_SUMMARY, _DETAILS, _BLOB, _CANDIDATES = "summary.star", "autopick.json", "blob.mrcs", "candidates"
-_BLOB_MICROGRAPHS = 24
+_SUMMARY, _DETAILS, _CANDIDATES = "summary.star", "autopick.json", "candidates"
 _PICTURES = 3
 _NOISE = ("verglasNoiseDeviation", "verglasNoiseMean")
 
@@ -60,9 +57,7 @@ class Params(JobParams):
         label="Are References CTF corrected?",
         flag="--ctf",
     )
-    invert: bool = param(
-        True, "Particles are dark in the micrographs", label="References have inverted contrast?", flag="--invert"
-    )
+    invert: bool = param(True, "Particles are dark in the micrographs", label="References have inverted contrast?", flag="--invert")
     threshold: float | None = param(
         None,
         "Lowest correlation (blobs without log_refine: deviations) of a pick; none: where the peaks of all micrographs part in two",
@@ -71,7 +66,7 @@ class Params(JobParams):
     )
     min_distance: float = param(
         0.0,
-        "Least distance of two picks; 0: 0.7 of the particle's diameter, 0.8 of log_diam_min",
+        "Least distance of two picks; 0: half of particle_diameter, or 0.8 of log_diam_min",
         label="Minimum inter-particle distance (A):",
         flag="--min_distance",
         unit="Å",
@@ -99,7 +94,7 @@ class Params(JobParams):
 
 def outputs(params: Params) -> tuple[OutputSpec, ...]:
     """The coordinates: one file a micrograph beside the one that names their micrographs."""
-    return (OutputSpec("coordinates", NodeType.COORDINATES, COORDINATES), OutputSpec("summary", NodeType.LOGFILE, _SUMMARY))
+    return (OutputSpec("coordinates", NodeType.COORDINATES, COORDINATES),)
 
 
 def validate(job: Job) -> None:
@@ -124,6 +119,7 @@ def run(job: Job) -> Items:
     """Find the peaks of every micrograph, then the threshold, then write the coordinates."""
     from verglas.compute.device import choose_device, describe_device, use_threads
     from verglas.io.names import output_names
+    from verglas.jobs.autopick_peaks import Picker
     from verglas.particles import read_micrographs
 
     use_threads(job.params.threads)
@@ -134,8 +130,8 @@ def run(job: Job) -> Items:
     names = micrographs.names()
     peaks = output_names(names, job.out / _CANDIDATES, ".star")
     items = Items("micrographs", total=len(names))
-    job.record["references_see_ctf"] = job.params.use_ctf and job.inputs["references"] != job.inputs["reference"] and "defocus_u" in micrographs
-    picker = _Picker(job, micrographs, device)
+    picker = Picker(job, micrographs, device)
+    job.record["references_see_ctf"] = picker.sees_ctf
     with job.progress("micrographs", len(names)) as bar:
         for row, (name, file) in enumerate(zip(names, peaks)):
             job.check_stop()
@@ -157,126 +153,6 @@ def run(job: Job) -> Items:
     with job.phase("write"):
         _draw(job, picker, names, picks)
     return items
-
-
-class _Picker:
-    """How peaks are found with this job's parameters; the references are made when they are first needed."""
-
-    def __init__(self, job: Job, micrographs: Micrographs, device: Any) -> None:
-        from verglas.micrograph.pick_templates import work_pixel_size
-
-        params = job.params
-        self.job, self.params, self.micrographs, self.device = job, params, micrographs, device
-        self.blobs = job.inputs["references"] is None and job.inputs["reference"] is None
-        self.diameter = 0.5 * (params.log_diam_min + params.log_diam_max) if self.blobs else params.particle_diameter
-        usual = 0.8 * params.log_diam_min if self.blobs else 0.7 * params.particle_diameter
-        self.spacing = params.min_distance or usual
-        self.pixel_sizes = micrographs.pixel_sizes
-        self.work_pixel = work_pixel_size(params.lowpass, float(self.pixel_sizes.max()))
-        self._bank: TemplateBank | None = None
-
-    def image(self, row: int) -> Any:
-        """The micrograph [y, x] as a tensor, dark particles."""
-        import torch
-
-        from verglas.io.picture import read_micrograph
-
-        with self.job.phase("read"):
-            image = torch.from_numpy(read_micrograph(self.micrographs.names()[row]))
-        return image if self.params.invert else -image
-
-    def coarse(self, row: int) -> Coarse:
-        """The micrograph ready to pick from."""
-        from verglas.micrograph.pick_background import without_background
-        from verglas.micrograph.pick_prepare import prepare_micrograph
-
-        image = self.image(row).to(self.device)
-        with self.job.phase("compute"):
-            coarse = prepare_micrograph(image, float(self.pixel_sizes[row]), self.work_pixel, self.micrographs.names()[row])
-            return without_background(coarse, self.diameter, self.params.background_limit)
-
-    def peaks(self, row: int) -> Candidates:
-        """All peaks of a micrograph. Raises ItemError for one that cannot be used."""
-        from verglas.micrograph.pick_blob import log_candidates
-        from verglas.micrograph.pick_candidates import template_candidates
-
-        bank, params = self.bank(), self.params
-        coarse = self.coarse(row)
-        margin = max(0.0, 0.5 * self.diameter + params.skip_side * float(self.pixel_sizes[row]))
-        with self.job.phase("compute"):
-            if bank is None:
-                return log_candidates(coarse, params.log_diam_min, params.log_diam_max, self.spacing, margin)
-            return template_candidates(coarse, bank, self.spacing, margin, self._ctf(row))
-
-    def bank(self) -> TemplateBank | None:
-        """The templates, or None where the Laplacian of Gaussian alone picks."""
-        if self._bank is None and not (self.blobs and not self.params.log_refine):
-            with self.job.phase("compute"):
-                self._bank = self._blob() if self.blobs else self._references()
-        return self._bank
-
-    def _blob(self) -> TemplateBank:
-        import torch
-
-        from verglas.io.mrc import read_stack, write_stack
-        from verglas.micrograph.pick_blob import blob_bank, blob_reference
-
-        params, file = self.params, self.job.out / _BLOB
-        if not file.exists():
-            sample = list(_usable(self.coarse, _spread(len(self.micrographs), _BLOB_MICROGRAPHS)))
-            reference = blob_reference(sample, params.log_diam_min, params.log_diam_max, self.spacing, params.lowpass)
-            write_stack(file, reference.cpu().numpy()[None], self.work_pixel)
-        reference = torch.from_numpy(read_stack(file)[0]).to(self.device)
-        return blob_bank(reference, self.work_pixel, params.log_diam_min, params.log_diam_max, params.lowpass)
-
-    def _references(self) -> TemplateBank:
-        import torch
-
-        from verglas.io.mrc import read_map, read_pixel_size, read_stack
-        from verglas.micrograph.pick_templates import template_bank
-        from verglas.volume.sampling import rotation_grid
-
-        params, file = self.params, self.job.inputs["references"] or self.job.inputs["reference"]
-        directions = None
-        if self.job.inputs["reference"] is not None:
-            values, pixel_size = read_map(file)
-            directions = rotation_grid(params.healpix_order, params.symmetry).directions
-        else:
-            values, pixel_size = read_stack(file), read_pixel_size(file)
-        return template_bank(
-            torch.from_numpy(values).to(self.device),
-            pixel_size,
-            self.work_pixel,
-            diameter=params.particle_diameter,
-            low_pass=params.lowpass,
-            psi_step=params.psi_sampling,
-            directions=directions,
-        )
-
-    def _ctf(self, row: int) -> dict[str, float] | None:
-        names = ("defocus_u", "defocus_v", "defocus_angle")
-        if not self.params.use_ctf or self.blobs or any(name not in self.micrographs for name in names):
-            return None
-        micrograph = self.micrographs.subset([row])  # type: ignore[arg-type]
-        values = {name: float(micrograph.column(name)[0]) for name in names}
-        values["phase_shift"] = float(micrograph.column("phase_shift", 0.0)[0])
-        optics = ("voltage", "spherical_aberration", "amplitude_contrast")
-        return values | {name: float(micrograph.optics_value(name)[0]) for name in optics}
-
-
-def _spread(total: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 to total − 1, evenly spread."""
-    count = min(total, most)
-    return [i * total // count for i in range(count)]
-
-
-def _usable(make: Callable[[int], Coarse], rows: list[int]) -> Iterator[Coarse]:
-    """The micrographs of these rows that can be read."""
-    for row in rows:
-        try:
-            yield make(row)
-        except ItemError:
-            continue
 
 
 def _write_peaks(file: Path, found: Candidates) -> None:
@@ -357,7 +233,7 @@ def _threshold(params: Params, cut: Cut) -> float:
     return cut.threshold + params.log_adjust_threshold * cut.noise[1]
 
 
-def _draw(job: Job, picker: _Picker, names: list[str], picks: dict[str, int]) -> None:
+def _draw(job: Job, picker: Picker, names: list[str], picks: dict[str, int]) -> None:
     """A few micrographs with their picks: the fullest, a middling one, the emptiest."""
     import numpy as np
 

@@ -25,9 +25,7 @@ _MEASURED = 200
 class Params(JobParams):
     """Parameters of Extract."""
 
-    box_size: int = param(
-        ..., "Box in pixels of the micrograph", label="Particle box size (pix):", flag="--extract_size", unit="px", ge=8
-    )
+    box_size: int = param(..., "Box in pixels of the micrograph", label="Particle box size (pix):", flag="--extract_size", unit="px", ge=8)
     rescale: int = param(
         0, "Rescale the images to this size; 0: leave it", label="Re-scaled size (pixels):", flag="--scale", unit="px", ge=0
     )

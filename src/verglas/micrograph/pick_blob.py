@@ -22,7 +22,7 @@ _ROUNDS = 3
 _FEWEST_SEEDS = 30
 _SEED_SHARE = 0.25
 _CLEAR = 2.5  # separation of the two populations below which the cut is not trusted for seeds
-_MASK = 1.25  # templates see the particle and the ice around it
+_MASK = 1.5  # templates see the particle and the ice around it
 
 
 def blob_diameter(diam_min: float, diam_max: float) -> float:
@@ -36,9 +36,7 @@ def log_candidates(coarse: Coarse, diam_min: float, diam_max: float, min_distanc
     return find_candidates(coarse, score, 0.5 * (diam_min + diam_max), min_distance, margin)
 
 
-def blob_reference(
-    micrographs: Sequence[Coarse], diam_min: float, diam_max: float, min_distance: float, low_pass: float
-) -> torch.Tensor:
+def blob_reference(micrographs: Sequence[Coarse], diam_min: float, diam_max: float, min_distance: float, low_pass: float) -> torch.Tensor:
     """Radial average [n, n], bright, of the particles of some micrographs of one pixel size, on their coarse pixels.
 
     Raises InputError where the micrographs hold nothing to average.

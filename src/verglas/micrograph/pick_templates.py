@@ -27,6 +27,7 @@ _FINER = 1.25  # pixels are this much finer than the low-pass filter's Nyquist l
 _RANK = 96  # basis images to begin with
 _ENERGY_LEFT_OUT = 3e-3  # of the templates' power, by the basis
 _SCORES_AT_ONCE = 1 << 24
+_TRANSFORMS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def match_templates(coarse: Coarse, bank: TemplateBank, ctf: Mapping[str, float]
     gram = basis.flatten(1) @ basis.flatten(1).T
     norms = ((bank.weights @ gram) * bank.weights).sum(1).clamp(min=1e-12).sqrt()
     image = -coarse.values
-    maps = sums_within(image, basis)
+    maps = torch.cat([sums_within(image, part) for part in basis.split(_TRANSFORMS_AT_ONCE)])
     score, template = _best(maps, bank.weights / norms[:, None])
     return Match(score / _local_norm(image, window), template)
 

@@ -1,17 +1,20 @@
 """Where to cut a list of peak scores into noise and particles, without a person to look.
 
 The peaks of all micrographs are taken together: a mixture of two normal distributions is fitted (EM, started from Otsu's split,
-IEEE Trans. Syst. Man Cybern. 9 (1979) 62), and the cut lies where a peak is as likely of either kind. It is never inside the noise:
-where there is no second population, only peaks that stand out of the first are kept.
+IEEE Trans. Syst. Man Cybern. 9 (1979) 62). The cut lies where a peak is as likely of either kind, or in the valley between the two
+where that is lower. It is never inside the noise: without a second population only what stands out is kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-_NOISE_LIMIT = 2.5  # deviations of the noise peaks above their mean, the lowest cut
+_NOISE_LIMIT = 2.5  # deviations of the noise peaks above their median, the lowest cut
+_APART = 2.0  # Ashman's D from which there are two populations
+_SMOOTH = 0.5  # of the narrower population's deviation
+_FLAT = 1.3  # what still is the valley's floor
 _FEW = 0.03  # share of the peaks below which a population is suspected to be dirt
 _CLEAR = 3.0  # separation of two populations that leaves no doubt
 _FEWEST = 20  # scores that a mixture can be fitted to
@@ -50,8 +53,28 @@ def find_cut(scores: np.ndarray) -> Cut:
 
 def _cut(scores: np.ndarray) -> Cut:
     mean, spread, share = _fit(scores, _otsu(scores))
-    threshold = max(_equal_odds(mean, spread, share), mean[0] + _NOISE_LIMIT * spread[0])
-    return Cut(float(threshold), (float(mean[0]), float(spread[0])), (float(mean[1]), float(spread[1])), share)
+    cut = Cut(_equal_odds(mean, spread, share), (float(mean[0]), float(spread[0])), (float(mean[1]), float(spread[1])), share)
+    if cut.separation < _APART:
+        return replace(cut, threshold=max(cut.threshold, _above(scores)))
+    # particles of less contrast trail off downwards and widen the fit of the noise: the valley knows better than the tails
+    lowest = _above(scores[scores < cut.threshold]) if (scores < cut.threshold).sum() >= _FEWEST else -np.inf
+    return replace(cut, threshold=min(cut.threshold, max(_valley(scores, mean, spread), lowest)))
+
+
+def _above(noise: np.ndarray) -> float:
+    """A score that hardly any noise reaches, judged by the half below its median, where no particles are."""
+    centre = np.median(noise)
+    below = noise[noise <= centre]
+    return float(centre + _NOISE_LIMIT * np.sqrt(((below - centre) ** 2).mean()))
+
+
+def _valley(scores: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> float:
+    """The middle of where the density of the scores, smoothed, is least between the two means."""
+    line = np.linspace(mean[0], mean[1], 201)
+    width = _SMOOTH * float(spread.min())
+    density = np.exp(-0.5 * ((line[:, None] - scores) / width) ** 2).sum(axis=1)
+    low = line[density <= _FLAT * density.min()]
+    return float(0.5 * (low[0] + low[-1]))
 
 
 def _otsu(scores: np.ndarray) -> int:

@@ -56,10 +56,17 @@ def _readable(micrograph: np.ndarray, pixel_size: float, low_pass: float) -> np.
 def _circles(axes: object, positions: np.ndarray, size: float, colour: str) -> None:
     positions = np.asarray(positions, np.float64).reshape(-1, 2)
     rings = EllipseCollection(
-        size, size, 0, units="xy", offsets=positions, transOffset=axes.transData, facecolors="none", edgecolors=colour, linewidths=0.8  # type: ignore[attr-defined]
+        size,
+        size,
+        0,
+        units="xy",
+        offsets=positions,
+        transOffset=axes.transData,
+        facecolors="none",
+        edgecolors=colour,
+        linewidths=0.8,  # type: ignore[attr-defined]
     )
     axes.add_collection(rings)  # type: ignore[attr-defined]
-
 
 
 def draw_scores(path: str | PathLike[str], scores: np.ndarray, threshold: float, title: str = "") -> None:
