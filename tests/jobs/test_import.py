@@ -165,7 +165,7 @@ def test_particles_with_a_missing_stack(here):
 def test_particles_beyond_their_stack_are_refused(here):
     write_stack("s1.mrcs", np.zeros((1, 16, 16), np.float32), 2.0)
     particle_star(["s1.mrcs"])
-    with pytest.raises(InputError, match="stack holds|s1"):
+    with pytest.raises(InputError, match=r"image 2"):
         run_job(JOB, {"kind": "particles", "files": "in.star"}, {}, here / "out")
 
 
