@@ -24,12 +24,12 @@ def test_a_ball_is_a_disc_lit_from_the_upper_left() -> None:
     assert (np.ptp(rows) + 1) == pytest.approx(np.ptp(columns) + 1, abs=2)
     assert cover.sum() == pytest.approx(np.pi / 4 * (np.ptp(rows) + 1) ** 2, rel=0.04)
     light = picture[..., :3].mean(axis=2)
-    assert light[40, 40] > light[80, 80] + 0.1
+    assert light[80, 40] > light[40, 80] + 0.1  # row 0 is the bottom
 
 
 def test_the_nearer_ball_hides_the_farther() -> None:
-    """Seen along +z, the ball at smaller z is in front and lighter."""
-    near, far = shaded_surface(_ball(48, 8, (-10, 0, -10)) + _ball(48, 8, (10, 0, 10)), 0.5, turn=(0, 0), pixels=96)[48, [24, 71], :3]
+    """Seen from +z, the ball at larger z is in front and lighter."""
+    near, far = shaded_surface(_ball(48, 8, (-10, 0, 10)) + _ball(48, 8, (10, 0, -10)), 0.5, turn=(0, 0), pixels=96)[48, [24, 71], :3]
     assert near.mean() > far.mean()
 
 

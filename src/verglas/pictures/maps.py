@@ -15,9 +15,9 @@ from verglas.volume.fourier import fourier_pad
 PathName = str | PathLike[str]
 
 _AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
-# Turns of the map before it is looked at along z: from the front, from the side, and from above.
+# Turns of the map before it is looked at from +z.
 _VIEWS = {"along z": (0.0, 0.0), "along x": (0.0, 90.0), "along y": (90.0, 0.0), "oblique": (28.0, 34.0)}
-_LIGHT = np.array([-0.45, -0.55, -0.70])  # towards the viewer's left shoulder; the view runs along +z
+_LIGHT = np.array([-0.45, 0.60, 0.75])  # from over the viewer's left shoulder; z points to the viewer
 
 
 def surface_level(density: np.ndarray, share: float = 0.0) -> float:
@@ -39,17 +39,17 @@ def shaded_surface(
 ) -> np.ndarray:
     """The surface of a map [z, y, x] at `level` as an RGBA picture [pixels, pixels, 4], 0 to 1, transparent where there is none.
 
-    Parallel rays along z after turning the map by `turn` degrees about the horizontal and the vertical axis; light from the upper left,
-    creases darkened.
+    Seen from +z with x to the right and y upwards (row 0 is the bottom), so that the hand is right, after turning the map by `turn`
+    degrees about the horizontal and the vertical axis. Parallel rays; light from the upper left, creases darkened.
     """
     volume, fine = _fine(density), 2 * pixels
     depth, normal = _first_hit(volume, level, _turn(*turn), fine, max(96, volume.shape[-1] * 3 // 4), _reach(density, level))
     hit = np.isfinite(depth)
     light = _LIGHT / np.linalg.norm(_LIGHT)
     diffuse = np.clip(normal @ light, 0, 1)
-    half = light + np.array([0.0, 0.0, -1.0])
+    half = light + np.array([0.0, 0.0, 1.0])
     gloss = np.clip(normal @ (half / np.linalg.norm(half)), 0, 1) ** 30
-    shade = (0.30 + 0.70 * diffuse) * _creases(depth, hit) * np.where(hit, 1.08 - 0.38 * np.nan_to_num(depth), 1)
+    shade = (0.36 + 0.66 * diffuse) * _creases(depth, hit) * np.where(hit, 1.08 - 0.38 * np.nan_to_num(depth), 1)
     base = np.array(matplotlib.colors.to_rgb(colour))
     rgb = np.clip(base * shade[..., None] + 0.16 * gloss[..., None], 0, 1)
     picture = np.dstack([rgb * hit[..., None], hit]).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
@@ -156,7 +156,7 @@ def _first_hit(
     """
     side = torch.linspace(-reach, reach, pixels)
     y, x = (grid.flatten() for grid in torch.meshgrid(side, side, indexing="ij"))
-    along = torch.linspace(-reach, reach, steps)
+    along = torch.linspace(reach, -reach, steps)  # from the viewer on
     depth = torch.full((pixels * pixels,), float("nan"))
     rays, before = torch.arange(pixels * pixels), torch.full((pixels * pixels,), -float("inf"))
     for z in along:
@@ -167,7 +167,7 @@ def _first_hit(
         depth[rays[crossed]] = (z - part * (along[1] - along[0]))[crossed]
         rays, before = rays[~crossed], value[~crossed]
     normal = _normals(volume, torch.stack([x, y, depth.nan_to_num(0.0)], dim=-1), rotation)
-    return (depth.view(pixels, pixels).numpy() / reach + 1) / 2, normal.reshape(pixels, pixels, 3)
+    return (1 - depth.view(pixels, pixels).numpy() / reach) / 2, normal.reshape(pixels, pixels, 3)
 
 
 def _sample(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
