@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -53,7 +54,7 @@ def _readable(micrograph: np.ndarray, pixel_size: float, low_pass: float) -> np.
     return np.clip((smooth - low) / max(high - low, 1e-12), 0, 1)
 
 
-def _circles(axes: object, positions: np.ndarray, size: float, colour: str) -> None:
+def _circles(axes: Any, positions: np.ndarray, size: float, colour: str) -> None:
     positions = np.asarray(positions, np.float64).reshape(-1, 2)
     rings = EllipseCollection(
         size,
@@ -64,9 +65,9 @@ def _circles(axes: object, positions: np.ndarray, size: float, colour: str) -> N
         transOffset=axes.transData,
         facecolors="none",
         edgecolors=colour,
-        linewidths=0.8,  # type: ignore[attr-defined]
+        linewidths=0.8,
     )
-    axes.add_collection(rings)  # type: ignore[attr-defined]
+    axes.add_collection(rings)
 
 
 def draw_scores(path: str | PathLike[str], scores: np.ndarray, threshold: float, title: str = "") -> None:
