@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
-from verglas.jobs.initialmodel_files import last_state, stem, write_particles_of, write_starts, write_state
+from verglas.jobs.initialmodel_files import stem, write_particles_of, write_starts, write_state
+from verglas.jobs.initialmodel_starts import Start, agreement, largest_class, run_start, symmetrised_start
 
 if TYPE_CHECKING:
-    import torch
-
     from verglas.particles import ParticleSet
-    from verglas.refine.initial_model import InitialModel, Settings, State
 
 _MAP, _STARTS = "initial_model.mrc", "starts.star"
-_JUDGED = 500  # particles that starts are compared by
 _PRELOAD_BYTES = 4 << 30
 
 
@@ -88,16 +84,6 @@ def validate(job: Job) -> None:
     check_mask_diameter(params.mask_diameter, particles.optics.box_size, particles.optics.pixel_size)
 
 
-@dataclass
-class _Start:
-    """A finished start: its settings, final state, and mean log-likelihood gained by the maps and by their spherical averages."""
-
-    model: InitialModel
-    state: State
-    gain: float
-    spherical: float
-
-
 def run(job: Job) -> Items:
     """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; write."""
     import torch
@@ -119,15 +105,15 @@ def run(job: Job) -> Items:
             intact_until_first_peak=params.ctf_intact_first_peak,
         )
     with job.phase("compute"):
-        starts = [_run_start(job, seen, number) for number in range(params.starts)]
+        starts = [run_start(job, seen, number) for number in range(params.starts)]
         best = max(starts, key=lambda start: start.gain)
-        agreement = [_agreement(start, best) for start in starts]
+        agreed = [agreement(start, best) for start in starts]
         if params.do_run_C1:
-            best = _symmetrised(job, best)
+            best = symmetrised_start(job, best, last_iteration(params))
         rows = torch.arange(len(particles))
         found = best.model.assign(best.state)
     with job.phase("write"):
-        _write(job, best, starts, agreement)
+        _write(job, best, starts, agreed)
         write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, rows, found)
     return items
 
@@ -162,108 +148,14 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
     return particles, images.preload() if small else images, items
 
 
-def _settings(params: Params, number: int) -> Settings:
-    from math import degrees
-
-    from verglas.refine.initial_model import Settings
-
-    # an arc of 1.6 times the resolution at the particle's rim, seen from its centre
-    angle = params.angle or min(15.0, max(7.5, degrees(1.6 * params.sgd_fin_resol / params.mask_diameter)))
-    return Settings(
-        mask_diameter=params.mask_diameter,
-        symmetry="C1" if params.do_run_C1 else params.symmetry,
-        classes=params.classes,
-        iterations=params.iterations,
-        ini_resolution=params.sgd_ini_resol,
-        fin_resolution=params.sgd_fin_resol,
-        ini_batch=params.sgd_ini_subset,
-        fin_batch=max(params.sgd_ini_subset, params.sgd_fin_subset),
-        offset_range=params.offset_range,
-        offset_step=params.offset_step or params.sgd_fin_resol / 3,
-        angle=angle,
-        seed=params.random_seed + 7919 * number,
-    )
-
-
-def _run_start(job: Job, seen: Any, number: int) -> _Start:
-    """All iterations of one start, from the last that is written whole."""
-    from verglas.refine.initial_model import InitialModel, spherical
-
-    model = InitialModel(seen, _settings(job.params, number))
-    folder = job.out / f"start{number + 1}"
-    state = model.start()
-    written = last_state(folder, job.params.iterations, state)
-    if written is not None:
-        job.say(f"start {number + 1}: going on from iteration {written.iteration}")
-        state = written
-    with job.progress(f"start {number + 1}", job.params.iterations) as bar:
-        bar.advance(state.iteration)
-        while state.iteration < job.params.iterations:
-            job.check_stop()
-            state = model.step(state)
-            bar.advance()
-            if state.iteration % job.params.write_every == 0 or state.iteration == job.params.iterations:
-                write_state(folder, state, model)
-    rows = model.sample(_JUDGED)
-    gain, sphere = model.mean_log_likelihood(state, rows), model.mean_log_likelihood(spherical(state), rows)
-    job.say(f"start {number + 1}: mean log-likelihood gained {gain:.2f}, by its spherical average {sphere:.2f}")
-    return _Start(model, state, gain, sphere)
-
-
-def _largest(state: State) -> torch.Tensor:
-    return state.maps[int(state.shares.argmax())].cpu()
-
-
-def _agreement(start: _Start, best: _Start) -> tuple[float, bool]:
-    """Resolution in Å to which the map of a start agrees with the best one's (FSC 0.5 in the mask's sphere), and whether mirrored."""
-    from verglas.scores.maps import map_fsc_to_truth
-    from verglas.volume.symmetry import has_free_axis, normaliser
-
-    if start is best:
-        return start.model.settings.fin_resolution, False
-    settings, pixel_size = start.model.settings, start.model.seen.pixel_size
-    rotations = None if has_free_axis(settings.symmetry) else normaliser(settings.symmetry)
-    radius = settings.mask_diameter / 2
-    score = map_fsc_to_truth(
-        _largest(start.state), _largest(best.state), pixel_size, radius=radius, rotations=rotations, align_to=1.5 * settings.fin_resolution
-    )
-    return max(score.resolution, settings.fin_resolution), score.mirrored
-
-
-def _symmetrised(job: Job, start: _Start) -> _Start:
-    """The maps of a start in C1 turned to the axes of the wanted group, and iterated under it."""
-    from dataclasses import replace
-
-    import torch
-
-    from verglas.refine.initial_model import InitialModel, State
-    from verglas.volume.axes import find_axes
-    from verglas.volume.symmetry import symmetrise_map
-
-    model, seen, group = start.model, start.model.seen, job.params.symmetry
-    radius, shell = job.params.mask_diameter / 2 / seen.pixel_size, model.stage(job.params.iterations).shell
-    maps = []
-    for number, density in enumerate(start.state.maps.cpu(), start=1):
-        found = find_axes(density, group, radius=radius, max_shell=shell)
-        job.say(f"class {number}: axes of {group} found with a mean self-correlation of {found.correlation:.2f}")
-        job.record[f"axes_correlation_class{number}"] = found.correlation
-        maps.append(symmetrise_map(found.apply(density), group).to(start.state.maps))
-    model = InitialModel(seen, replace(model.settings, symmetry=group))
-    state = State(start.state.iteration, torch.stack(maps), start.state.shares)
-    while state.iteration < last_iteration(job.params):
-        job.check_stop()
-        state = model.step(state)
-    return _Start(model, state, start.gain, start.spherical)
-
-
-def _write(job: Job, best: _Start, starts: list[_Start], agreement: list[tuple[float, bool]]) -> None:
+def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float, bool]]) -> None:
     """Maps, tables and pictures of the run."""
     from verglas.io.mrc import write_map
     from verglas.pictures.maps import draw_maps_in_a_row, draw_slices, draw_surface
 
-    pixel_size, density = best.model.seen.pixel_size, _largest(best.state).numpy()
+    pixel_size, density = best.model.seen.pixel_size, largest_class(best.state).numpy()
     names = [f"start {i}: {start.gain:.1f}" for i, start in enumerate(starts, start=1)]
-    draw_maps_in_a_row(job.out / "picture_starts.png", [_largest(s.state).numpy() for s in starts], names, "log-likelihood gained")
+    draw_maps_in_a_row(job.out / "picture_starts.png", [largest_class(s.state).numpy() for s in starts], names, "log-likelihood gained")
     if len(best.state.maps) > 1:
         shares = [f"class {k}: {100 * float(share):.0f} %" for k, share in enumerate(best.state.shares, start=1)]
         draw_maps_in_a_row(job.out / "picture_classes.png", list(best.state.maps.cpu().numpy()), shares)
@@ -271,7 +163,7 @@ def _write(job: Job, best: _Start, starts: list[_Start], agreement: list[tuple[f
     draw_surface(job.out / "picture_surface.png", density, title="initial model")
     rows = [
         {"start": i, "seed": s.model.settings.seed, "gain": s.gain, "spherical": s.spherical, "agreement": to, "mirrored": int(mirrored)}
-        for i, (s, (to, mirrored)) in enumerate(zip(starts, agreement, strict=True), start=1)
+        for i, (s, (to, mirrored)) in enumerate(zip(starts, agreed, strict=True), start=1)
     ]
     write_starts(job.out / _STARTS, rows)
     write_state(job.out, best.state, best.model)

@@ -1,0 +1,128 @@
+"""The starts of an InitialModel run: each made or gone on with, compared with the best, and turned to its symmetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from verglas.jobs.declaration import Job
+from verglas.jobs.initialmodel_files import last_state, write_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from verglas.refine.initial_model import InitialModel, Settings, State
+    from verglas.refine.observations import Observations
+
+_JUDGED = 500  # particles that starts are compared by
+
+
+@dataclass
+class Start:
+    """A finished start: its settings, final state, and mean log-likelihood gained by the maps and by their spherical averages."""
+
+    model: InitialModel
+    state: State
+    gain: float
+    spherical: float
+
+
+def run_start(job: Job, seen: Observations, number: int) -> Start:
+    """All iterations of one start, from the last that is written whole."""
+    from verglas.refine.initial_model import InitialModel, spherical
+
+    model = InitialModel(seen, settings_of(job.params, number))
+    folder = job.out / f"start{number + 1}"
+    state = model.start()
+    written = last_state(folder, job.params.iterations, state)
+    if written is not None:
+        job.say(f"start {number + 1}: going on from iteration {written.iteration}")
+        state = written
+    with job.progress(f"start {number + 1}", job.params.iterations) as bar:
+        bar.advance(state.iteration)
+        while state.iteration < job.params.iterations:
+            job.check_stop()
+            state = model.step(state)
+            bar.advance()
+            if state.iteration % job.params.write_every == 0 or state.iteration == job.params.iterations:
+                write_state(folder, state, model)
+    rows = model.sample(_JUDGED)
+    gain, sphere = model.mean_log_likelihood(state, rows), model.mean_log_likelihood(spherical(state), rows)
+    job.say(f"start {number + 1}: mean log-likelihood gained {gain:.2f}, by its spherical average {sphere:.2f}")
+    return Start(model, state, gain, sphere)
+
+
+def largest_class(state: State) -> torch.Tensor:
+    """The map of the class with most particles, on the CPU."""
+    return state.maps[int(state.shares.argmax())].cpu()
+
+
+def agreement(start: Start, best: Start) -> tuple[float, bool]:
+    """Resolution in Å to which the map of a start agrees with the best one's (FSC 0.5 in the mask's sphere), and whether mirrored."""
+    from verglas.scores.maps import map_fsc_to_truth
+    from verglas.volume.symmetry import has_free_axis, normaliser
+
+    if start is best:
+        return start.model.settings.fin_resolution, False
+    settings, pixel_size = start.model.settings, start.model.seen.pixel_size
+    rotations = None if has_free_axis(settings.symmetry) else normaliser(settings.symmetry)
+    radius = settings.mask_diameter / 2
+    score = map_fsc_to_truth(
+        largest_class(start.state),
+        largest_class(best.state),
+        pixel_size,
+        radius=radius,
+        rotations=rotations,
+        align_to=1.5 * settings.fin_resolution,
+    )
+    return max(score.resolution, settings.fin_resolution), score.mirrored
+
+
+def symmetrised_start(job: Job, start: Start, last_iteration: int) -> Start:
+    """The maps of a start in C1 turned to the axes of the wanted group, and iterated under it."""
+    from dataclasses import replace
+
+    import torch
+
+    from verglas.refine.initial_model import InitialModel, State
+    from verglas.volume.axes import find_axes
+    from verglas.volume.symmetry import symmetrise_map
+
+    model, seen, group = start.model, start.model.seen, job.params.symmetry
+    radius, shell = job.params.mask_diameter / 2 / seen.pixel_size, model.stage(job.params.iterations).shell
+    maps = []
+    for number, density in enumerate(start.state.maps.cpu(), start=1):
+        found = find_axes(density, group, radius=radius, max_shell=shell)
+        job.say(f"class {number}: axes of {group} found with a mean self-correlation of {found.correlation:.2f}")
+        job.record[f"axes_correlation_class{number}"] = found.correlation
+        maps.append(symmetrise_map(found.apply(density), group).to(start.state.maps))
+    model = InitialModel(seen, replace(model.settings, symmetry=group))
+    state = State(start.state.iteration, torch.stack(maps), start.state.shares)
+    while state.iteration < last_iteration:
+        job.check_stop()
+        state = model.step(state)
+    return Start(model, state, start.gain, start.spherical)
+
+
+def settings_of(params: Any, number: int) -> Settings:
+    """The engine's settings for start `number`, from 0, which has a seed of its own."""
+    from math import degrees
+
+    from verglas.refine.initial_model import Settings
+
+    # an arc of 1.6 times the resolution at the particle's rim, seen from its centre
+    angle = params.angle or min(15.0, max(7.5, degrees(1.6 * params.sgd_fin_resol / params.mask_diameter)))
+    return Settings(
+        mask_diameter=params.mask_diameter,
+        symmetry="C1" if params.do_run_C1 else params.symmetry,
+        classes=params.classes,
+        iterations=params.iterations,
+        ini_resolution=params.sgd_ini_resol,
+        fin_resolution=params.sgd_fin_resol,
+        ini_batch=params.sgd_ini_subset,
+        fin_batch=max(params.sgd_ini_subset, params.sgd_fin_subset),
+        offset_range=params.offset_range,
+        offset_step=params.offset_step or params.sgd_fin_resol / 3,
+        angle=angle,
+        seed=params.random_seed + 7919 * number,
+    )
