@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import torch
 
 from verglas.micrograph.motion_model import LocalModel, fit_local_model, no_local_motion
-from verglas.micrograph.motion_shifts import Series, correlation_weight, estimate_shifts, shift_factors, signal_weight
+from verglas.micrograph.motion_shifts import RadialWeight, Series, bfactor_weight, estimate_shifts, newton_steps, signal_weight
 
 _LONGEST_PERIOD = 500.0  # Å; longer ones are illumination and ice, not specimen
-_WEIGHT_FLOOR = 1e-3  # frequencies that weigh less are cut off
+_FINEST_PERIOD = 6.0  # Å; single frames show nothing finer
+_FARTHEST = 60.0  # Å that a frame may lie off the sum of the others at first
+_MODEL_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -52,32 +54,38 @@ class Motion:
 def estimate_motion(frames: torch.Tensor, pixel_size: float, settings: MotionSettings) -> Motion:
     """Motion of a movie, frames float32 [frames, y, x], pixel size in Å."""
     shape = (int(frames.shape[1]), int(frames.shape[2]))
-    small, factor = shrink(frames, settings.bfactor)
-    small_shape = (int(small.shape[1]), int(small.shape[2]))
-    weight = correlation_weight(small_shape, factor, settings.bfactor, pixel_size / _LONGEST_PERIOD).to(frames.device)
-    spectra = torch.fft.rfft2(small * edge_taper(small_shape, small.device))
-    reach = min(small_shape) / 8
-    shifts = torch.zeros(len(frames), 2, device=frames.device)
-    for _ in range(2):
-        series = Series(spectra * weight.sqrt(), small_shape)
-        shifts = estimate_shifts(series, shifts, reach=reach, iterations=settings.iterations, tolerance=0.02 / factor)
-        weight = signal_weight(spectra * shift_factors(small_shape, shifts), small_shape, weight)
-    overall = shifts - shifts[:1]
+    small, factor = shrink(frames, pixel_size)
+    tapered = small * edge_taper((small.shape[1], small.shape[2]), small.device)
+    series = Series(torch.fft.rfft2(tapered), (small.shape[1], small.shape[2]), (factor, factor))
+    overall, weight = whole_frame_shifts(series, pixel_size, settings)
     notes: list[str] = []
     model, centres, local = no_local_motion(), torch.zeros(0, 2), torch.zeros(0, len(frames), 2)
     if settings.patches != (1, 1) and len(frames) >= 4:
-        aligned = torch.fft.irfft2(torch.fft.rfft2(small) * shift_factors(small_shape, overall), s=small_shape)
-        centres, local = patch_shifts(aligned, factor, pixel_size, settings)
-        places = centres / torch.tensor([shape[1], shape[0]]) - 0.5
-        model = fit_local_model(places, local, largest=0.05 * min(shape))
+        centres, patches = patch_series(small, factor, overall, settings)
+        model, local = local_motion(patches.weighted(weight), centres / torch.tensor([shape[1], shape[0]]) - 0.5, 0.05 * min(shape))
         notes = _notes(model, len(centres))
-    return Motion(shape, (overall * factor).double().cpu(), model, centres, local, notes)
+    return Motion(shape, overall.double().cpu(), model, centres, local, notes)
 
 
-def shrink(frames: torch.Tensor, bfactor: float) -> tuple[torch.Tensor, int]:
-    """Frames averaged over squares of whole px, mean-free, as coarse as the B factor allows -> (frames, px a side)."""
-    highest = math.sqrt(-4 * math.log(_WEIGHT_FLOOR) / max(bfactor, 1.0))
-    factor = int(max(1, min(0.5 / highest, min(frames.shape[1:]) // 128)))
+def whole_frame_shifts(series: Series, pixel_size: float, settings: MotionSettings) -> tuple[torch.Tensor, RadialWeight]:
+    """Shifts [frames, 2], px, frame 1 at 0, and the weight that the frames themselves call for in the end.
+
+    First at low resolution with the B factor, with a wide reach; then twice with the weight from the frames' common power.
+    """
+    lowest, finest = pixel_size / _LONGEST_PERIOD, pixel_size / _FINEST_PERIOD
+    # a coarse start sees drift of many Å and is cheap
+    coarse = bfactor_weight(max(settings.bfactor, 400 / pixel_size**2), lowest, min(finest, pixel_size / 15))
+    shifts = estimate_shifts(series.weighted(coarse), reach=_FARTHEST / pixel_size, iterations=settings.iterations, tolerance=0.1)
+    weight = bfactor_weight(settings.bfactor, lowest, finest)
+    for _ in range(2):
+        weight = signal_weight(series, shifts, lowest) or weight
+        shifts = estimate_shifts(series.weighted(weight), shifts, reach=4.0, iterations=settings.iterations)
+    return shifts - shifts[:1], weight
+
+
+def shrink(frames: torch.Tensor, pixel_size: float) -> tuple[torch.Tensor, int]:
+    """Frames averaged over squares of whole px, mean-free, fine enough for the finest period that counts -> (frames, px a side)."""
+    factor = int(max(1, min(_FINEST_PERIOD / 2 / pixel_size, min(frames.shape[1:]) // 128)))
     if factor > 1:
         frames = torch.nn.functional.avg_pool2d(frames[:, None], factor)[:, 0]
     return frames - frames.mean(dim=(-2, -1), keepdim=True), factor
@@ -92,21 +100,35 @@ def edge_taper(shape: tuple[int, int], device: torch.device | str = "cpu", share
     return (sides[0][:, None] * sides[1]).to(device)
 
 
-def patch_shifts(aligned: torch.Tensor, factor: int, pixel_size: float, settings: MotionSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shifts of patches of globally aligned, shrunken frames -> centres [patches, 2] and shifts [patches, frames, 2], px of the movie."""
-    height, width = aligned.shape[1:]
+def patch_series(small: torch.Tensor, factor: int, overall: torch.Tensor, settings: MotionSettings) -> tuple[torch.Tensor, Series]:
+    """Centres [patches, 2], px of the movie, and spectra [patches, frames, y, x//2+1] of patches of shrunken frames, moved by `overall`."""
+    height, width = small.shape[1:]
+    whole = Series(torch.fft.rfft2(small), (height, width), (factor, factor))
+    aligned = torch.fft.irfft2(whole.moved(overall), s=(height, width))
     across, down = settings.patches
     shape = (height // down, width // across)
     corners = [(row * height // down, column * width // across) for row in range(down) for column in range(across)]
     tiles = torch.stack([aligned[:, y : y + shape[0], x : x + shape[1]] for y, x in corners])
     tiles = running_mean(tiles - tiles.mean(dim=(-2, -1), keepdim=True), settings.group)
-    weight = correlation_weight(shape, factor, settings.bfactor, pixel_size / _LONGEST_PERIOD).to(aligned.device)
-    spectra = torch.fft.rfft2(tiles * edge_taper(shape, aligned.device, 0.12)) * weight.sqrt()
-    reach = max(2.0, 12 / pixel_size / factor)
-    shifts = estimate_shifts(Series(spectra, shape), reach=reach, iterations=settings.iterations, tolerance=0.02 / factor)
-    shifts = (shifts - shifts[:, :1]) * factor
     centres = torch.tensor([[x + shape[1] / 2, y + shape[0] / 2] for y, x in corners]) * factor
-    return centres, shifts.cpu()
+    return centres, Series(torch.fft.rfft2(tiles * edge_taper(shape, small.device, 0.12)), shape, (factor, factor))
+
+
+def local_motion(patches: Series, places: torch.Tensor, largest: float) -> tuple[LocalModel, torch.Tensor]:
+    """The local model, and what each patch shows [patches, frames, 2], px, frame 1 at 0.
+
+    All patches are moved by the model, each says in which direction it would go on, and the model is fitted anew: the patches are
+    aligned together, and none of them alone has to have a peak of its own.
+    """
+    frames = patches.spectra.shape[1]
+    model = no_local_motion()
+    for _ in range(_MODEL_ROUNDS):
+        now = model.shifts(places, frames)
+        shown = now + newton_steps(patches, now.float().to(patches.spectra.device)).double().cpu()
+        before, model = now, fit_local_model(places, shown, largest=largest)
+        if float((model.shifts(places, frames) - before).abs().max()) < 0.02:
+            break
+    return model, shown - shown[:, :1]
 
 
 def running_mean(tiles: torch.Tensor, group: int) -> torch.Tensor:
@@ -123,14 +145,16 @@ def _notes(model: LocalModel, patches: int) -> list[str]:
     notes = []
     if model.rejected:
         notes.append(f"{len(model.rejected)} of {patches} patches disagreed with the others and were left out")
-    if model.kind == "none":
-        notes.append("local motion was not borne out by the patches: only whole frames were moved")
-    elif model.kind == "linear":
-        notes.append("the local model is linear over the field: the patches did not bear out a quadratic one")
+    if model.wild:
+        notes.append("the local model went beyond what the patches show and was thrown away: only whole frames were moved")
+    elif not model:
+        notes.append("the patches bear out no local motion: only whole frames were moved")
     return notes
 
 
-def accumulated_motion(shifts: torch.Tensor, pixel_size: float, dose_per_frame: float, pre_exposure: float, cutoff: float) -> tuple[float, float, float]:
+def accumulated_motion(
+    shifts: torch.Tensor, pixel_size: float, dose_per_frame: float, pre_exposure: float, cutoff: float
+) -> tuple[float, float, float]:
     """Length of the path of the global shifts [frames, 2] px: total, early (up to `cutoff` e/Å^2), late, all in Å."""
     steps = shifts.diff(dim=0).norm(dim=-1) * pixel_size
     dose = pre_exposure + dose_per_frame * torch.arange(1, len(shifts))

@@ -1,7 +1,8 @@
 """Shifts of a series of noisy images of one thing: each is compared with the sum of the others until none moves any more.
 
 The scheme of Grant & Grigorieff, eLife 2015 (unblur) and Zheng et al., Nat. Methods 2017 (MotionCor2), as RELION has it too
-(Zivanov, Nakane & Scheres, IUCrJ 2019): leave-one-out sums, a B factor on the cross-correlation, sub-pixel peaks.
+(Zivanov, Nakane & Scheres, IUCrJ 2019): leave-one-out sums, weighted cross-correlations, sub-pixel peaks. Frequencies are in cycles
+a px of the movie and shifts in px of the movie throughout, however far the images were shrunk.
 """
 
 from __future__ import annotations
@@ -11,139 +12,204 @@ from dataclasses import dataclass
 
 import torch
 
-from verglas.micrograph.frames import frequencies
+from verglas.micrograph.frames import crop_rect, frequencies
 
+_RINGS = 40
 _FINE_STEPS = 9  # samples a side of the patch around the peak
+_DIRECT_REACH = 4.0  # px; up to here a correlation is sampled directly and no whole surface is made
+
+
+@dataclass(frozen=True)
+class RadialWeight:
+    """Weight of the cross-correlation against frequency: `values` [n] at frequencies `at` [n], straight lines between, 0 outside."""
+
+    at: torch.Tensor
+    values: torch.Tensor
+
+    def __call__(self, radius: torch.Tensor) -> torch.Tensor:
+        """Weights at frequencies of any shape."""
+        at, values = self.at.to(radius), self.values.to(radius)
+        upper = torch.searchsorted(at, radius.contiguous()).clamp(1, len(at) - 1)
+        low, high = at[upper - 1], at[upper]
+        share = (radius - low) / (high - low)
+        inside = (share >= 0) & (share <= 1)
+        return torch.where(inside, values[upper - 1] + share * (values[upper] - values[upper - 1]), 0.0)
+
+    @property
+    def highest(self) -> float:
+        """The frequency from which on all weights are 0."""
+        used = (self.values > 0).nonzero()
+        return float(self.at[min(int(used.max()) + 1, len(self.at) - 1)]) if len(used) else float(self.at[-1])
 
 
 @dataclass(frozen=True)
 class Series:
-    """Weighted half transforms of the images of one or several series (patches), all of one size.
+    """Half transforms of series of images, all of one size.
 
-    spectra: complex [..., frames, y, x//2+1]; shape: (y, x) in px of the images.
+    spectra: complex [..., frames, y, x//2+1]; shape: (y, x) of the images; pixel: px of the movie that a px of theirs spans, (y, x).
     """
 
     spectra: torch.Tensor
     shape: tuple[int, int]
+    pixel: tuple[float, float]
+
+    def frequencies(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """kx [1, x//2+1] and ky [y, 1], cycles a px of the movie."""
+        kx, ky = frequencies(self.shape, self.spectra.device)
+        return kx / self.pixel[1], ky / self.pixel[0]
+
+    def radius(self) -> torch.Tensor:
+        """Length of each frequency [y, x//2+1]."""
+        kx, ky = self.frequencies()
+        return torch.sqrt(kx * kx + ky * ky)
+
+    def weighted(self, weight: RadialWeight) -> Series:
+        """The series times the root of the weight, cut to the frequencies that have any."""
+        shape = tuple(min(n, 2 * math.ceil(n * pixel * weight.highest) + 2) for n, pixel in zip(self.shape, self.pixel))
+        pixel = tuple(pixel * n / new for pixel, n, new in zip(self.pixel, self.shape, shape))
+        cut = Series(crop_rect(self.spectra, self.shape, shape), shape, pixel)  # type: ignore[arg-type]
+        return Series(cut.spectra * weight(cut.radius()).sqrt(), cut.shape, cut.pixel)
+
+    def moved(self, shifts: torch.Tensor) -> torch.Tensor:
+        """Spectra of the images moved by `shifts` [..., frames, 2] (x, y)."""
+        kx, ky = self.frequencies()
+        along_x = torch.polar(torch.ones_like(kx), -2 * math.pi * kx * shifts[..., 0, None, None])
+        along_y = torch.polar(torch.ones_like(ky), -2 * math.pi * ky * shifts[..., 1, None, None])
+        return self.spectra * along_y * along_x
 
 
-def correlation_weight(shape: tuple[int, int], pixel: float, bfactor: float, lowest: float = 0.0, highest: float = 0.5) -> torch.Tensor:
-    """Weight of the cross-correlation [y, x//2+1]: exp(-B k^2 / 4) between two limits, no DC.
+def bfactor_weight(bfactor: float, lowest: float, highest: float) -> RadialWeight:
+    """exp(-B k^2 / 4) up to `highest`, B in px^2 of the movie; below `lowest` it falls off: that is illumination, not specimen."""
+    at = torch.linspace(0, highest, 200)
+    return RadialWeight(at, torch.exp(-bfactor * at**2 / 4) * (1 - torch.exp(-(at**2) / (2 * lowest**2))))
 
-    pixel: px of the movie that one px here spans; bfactor in px^2 of the movie; limits in cycles a px of the movie. The lower limit
-    keeps out what does not move with the specimen: uneven illumination and the frame's edges.
+
+def signal_weight(series: Series, shifts: torch.Tensor, lowest: float) -> RadialWeight | None:
+    """The weight that the images themselves call for: 1/N * S/(S + N/(n-1)) in rings, the matched filter for images in white noise.
+
+    S, the power that images have in common once moved by `shifts` [frames, 2], comes from products of different images, N is the rest.
+    None where they have nothing in common. Frequencies below `lowest` and from the first ring without common power on get 0.
     """
-    kx, ky = frequencies(shape)
-    squared = (kx * kx + ky * ky) / pixel**2
-    weight = torch.exp(-bfactor * squared / 4)
-    weight = weight * (1 - torch.exp(-squared / (2 * max(lowest, 1e-6) ** 2)))
-    return torch.where((squared > 0) & (squared < highest**2), weight, 0.0)
-
-
-def estimate_shifts(series: Series, start: torch.Tensor | None = None, *, reach: float, iterations: int = 5, tolerance: float = 0.02) -> torch.Tensor:
-    """Shifts [..., frames, 2] (x, y), px, that bring the images of each series into register; frame 1 is not special here.
-
-    start: shifts to begin with. reach: largest change of one shift in an iteration, px. Stops when no shift changes by more
-    than `tolerance`.
-    """
-    spectra, shape = series.spectra, series.shape
-    shifts = torch.zeros(*spectra.shape[:-2], 2, device=spectra.device) if start is None else start.clone()
-    for _ in range(iterations):
-        moved = spectra * shift_factors(shape, shifts)
-        others = moved.sum(dim=-3, keepdim=True) - moved
-        change = find_peaks(moved.conj() * others, shape, reach)
-        shifts = shifts + change
-        shifts = shifts - shifts.mean(dim=-2, keepdim=True)
-        if float(change.abs().max()) < tolerance:
-            break
-    return shifts
-
-
-def signal_weight(aligned: torch.Tensor, shape: tuple[int, int], first: torch.Tensor) -> torch.Tensor:
-    """Weight of the cross-correlation [y, x//2+1] from the images themselves: 1/N * S/(S + N/(n-1)), in rings.
-
-    aligned: half transforms [n, y, x//2+1] in register. S, what images have in common, comes from products of different images, N is the
-    rest; this is the matched filter for images in white noise. Kept where `first` (the weight so far) is not 0; rings without
-    common signal, and all beyond the first such, get 0.
-    """
+    aligned = series.moved(shifts)
     count = len(aligned)
-    total = aligned.sum(dim=0)
     power = aligned.abs().square().mean(dim=0)
-    common = (total.abs().square() / count - power) / (count - 1)
-    ring = _rings(shape, first > 0)
-    cells = torch.bincount(ring.flatten()).clamp(min=1)
+    common = (aligned.sum(dim=0).abs().square() / count - power) / (count - 1)
+    radius = series.radius()
+    highest = float(radius.max()) / math.sqrt(2)
+    ring = torch.where((radius >= lowest) & (radius < highest), 1 + ((radius - lowest) / (highest - lowest) * _RINGS).long(), 0)
+    cells = torch.bincount(ring.flatten(), minlength=_RINGS + 1)[1:].clamp(min=1).double()
 
     def ringed(values: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(ring.flatten(), values.flatten().double(), minlength=len(cells)) / cells
+        return torch.bincount(ring.flatten(), values.flatten().double(), minlength=_RINGS + 1)[1:] / cells
 
-    noise = ringed(power - common)[1:].clamp(min=1e-30)
-    ratio = smooth(ringed(common)[1:] / noise)
-    error = 1 / (count * cells[1:].double()).sqrt()
-    believed = torch.cumprod((ratio > 2 * error).double(), dim=0)
-    gain = torch.cat([ratio.new_zeros(1), believed * ratio / (ratio + 1 / (count - 1)) / noise])
-    if not bool(believed.any()):
-        return first
-    weight = gain[ring].float()
-    return weight / weight.max()
+    noise = ringed(power - common).clamp(min=1e-30)
+    ratio = _smooth(ringed(common) / noise)
+    believed = torch.cumprod((ratio > 2 / (count * cells).sqrt()).double(), dim=0)
+    gain = believed * ratio / (ratio + 1 / (count - 1)) / noise
+    if not bool((gain > 0).any()):
+        return None
+    width = (highest - lowest) / _RINGS
+    at = lowest + (torch.arange(_RINGS, dtype=torch.float32) + 0.5) * width
+    at = torch.cat([torch.tensor([lowest]), at, torch.tensor([highest])])
+    gain = torch.cat([gain[:1] * 0, gain, gain[:1] * 0]).float().cpu()
+    return RadialWeight(at, gain / gain.max())
 
 
-def smooth(values: torch.Tensor) -> torch.Tensor:
+def _smooth(values: torch.Tensor) -> torch.Tensor:
     """A series averaged over three neighbours, ends repeated."""
     padded = torch.cat([values[:1], values, values[-1:]])
     return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
 
 
-def _rings(shape: tuple[int, int], used: torch.Tensor) -> torch.Tensor:
-    """Number of the ring of each entry of a half transform [y, x//2+1], from 1, about 24 rings of equal width; 0 where not `used`."""
-    kx, ky = frequencies(shape, used.device)
-    radius = torch.sqrt(kx * kx + ky * ky)
-    highest = float(radius[used].max())
-    return torch.where(used, 1 + (radius / highest * 24).long().clamp(max=23), 0)
+def estimate_shifts(
+    series: Series, start: torch.Tensor | None = None, *, reach: float, iterations: int, tolerance: float = 0.05
+) -> torch.Tensor:
+    """Shifts [..., frames, 2] (x, y), px, that bring the images of each weighted series into register; their mean is that of `start`.
 
-
-def shift_factors(shape: tuple[int, int], shifts: torch.Tensor) -> torch.Tensor:
-    """Factors [..., y, x//2+1] that move images of `shape` by `shifts` [..., 2] (x, y), px."""
-    kx, ky = frequencies(shape, shifts.device)
-    along_x = torch.polar(torch.ones_like(kx), -2 * math.pi * kx * shifts[..., 0, None, None])
-    along_y = torch.polar(torch.ones_like(ky), -2 * math.pi * ky * shifts[..., 1, None, None])
-    return along_y * along_x
-
-
-def find_peaks(products: torch.Tensor, shape: tuple[int, int], reach: float) -> torch.Tensor:
-    """Peak positions [..., 2] (x, y), px, of the cross-correlations whose half transforms are `products` [..., y, x//2+1].
-
-    Whole pixels within `reach` first; then two rounds of finer samples, computed exactly from the transform, and a parabola.
+    reach: largest change of one shift in an iteration. Stops when no shift changes by more than `tolerance`, both px.
     """
-    height, width = shape
-    surface = torch.fft.irfft2(products, s=shape)
-    half_y, half_x = (int(min(max(1, math.ceil(reach)), (n - 1) // 2)) for n in shape)
-    surface = torch.roll(surface, (half_y, half_x), dims=(-2, -1))[..., : 2 * half_y + 1, : 2 * half_x + 1]
-    best = surface.flatten(-2).argmax(dim=-1)
-    peak = torch.stack([best % (2 * half_x + 1) - half_x, best // (2 * half_x + 1) - half_y], dim=-1).float()
-    for span in (0.8, 0.2):
-        offsets = torch.linspace(-span, span, _FINE_STEPS, device=products.device)
-        fine = sample_correlation(products, shape, peak[..., 0, None] + offsets, peak[..., 1, None] + offsets)
-        peak = peak + parabola_peak(fine) * (offsets[1] - offsets[0]) + torch.stack([offsets[0], offsets[0]])
+    spectra = series.spectra
+    shifts = torch.zeros(*spectra.shape[:-2], 2, device=spectra.device) if start is None else start
+    for _ in range(iterations):
+        moved = series.moved(shifts)
+        others = moved.sum(dim=-3, keepdim=True) - moved
+        change = find_peaks(Series(moved.conj() * others, series.shape, series.pixel), reach)
+        change = change - change.mean(dim=-2, keepdim=True)
+        shifts = shifts + change
+        largest = float(change.abs().max())
+        if largest < tolerance:
+            break
+        reach = min(reach, max(2 * largest, 1.0))
+    return shifts
+
+
+def newton_steps(series: Series, shifts: torch.Tensor) -> torch.Tensor:
+    """One step [..., frames, 2], px, from `shifts` towards the maximum of each correlation with the sum of the others.
+
+    The curvature is that of all images together: the steps of single images are as noisy as their data but never run away, which
+    makes them fit for averaging (a model over many patches) where single peaks would be outliers.
+    """
+    moved = series.moved(shifts)
+    products = moved.conj() * (moved.sum(dim=-3, keepdim=True) - moved)
+    kx, ky = (2 * math.pi * k for k in series.frequencies())
+    twice = torch.full_like(kx, 2.0)
+    twice[:, 0] = 1.0
+    imaginary, real = products.imag * twice, products.real * twice
+    slope = torch.stack([-(imaginary * kx).sum(dim=(-2, -1)), -(imaginary * ky).sum(dim=(-2, -1))], dim=-1)
+    mean = real.flatten(0, -3).mean(dim=0)
+    curvature = torch.stack([(mean * kx * kx).sum(), (mean * kx * ky).sum(), (mean * kx * ky).sum(), (mean * ky * ky).sum()]).reshape(2, 2)
+    values, axes = torch.linalg.eigh(curvature)
+    return slope @ axes / values.clamp(min=1e-3 * values.abs().max()) @ axes.T
+
+
+def find_peaks(products: Series, reach: float) -> torch.Tensor:
+    """Peak positions [..., 2] (x, y), px, of cross-correlations whose half transforms are `products`, not farther than `reach` along x or y.
+
+    Whole samples first; then two rounds of finer ones, computed exactly from the transform, and a parabola.
+    """
+    if reach <= _DIRECT_REACH:
+        step = min(products.pixel) / 2
+        side = torch.arange(-math.ceil(reach / step), math.ceil(reach / step) + 1, device=products.spectra.device) * step
+        zero = torch.zeros(*products.spectra.shape[:-2], 1, device=products.spectra.device)
+        coarse = sample_correlation(products, side + zero, side + zero)
+        peak, step_y, step_x = parabola_peak(coarse) * step + side[0], step, step
+    else:
+        peak, step_y, step_x = _whole_surface_peak(products, reach), *products.pixel
+    for share in (0.8, 0.2):
+        offsets = torch.linspace(-share, share, _FINE_STEPS, device=peak.device)
+        x, y = peak[..., 0, None] + offsets * step_x, peak[..., 1, None] + offsets * step_y
+        found = parabola_peak(sample_correlation(products, x, y)) * (2 * share / (_FINE_STEPS - 1))
+        peak = torch.stack([x[..., 0] + found[..., 0] * step_x, y[..., 0] + found[..., 1] * step_y], dim=-1)
     return peak
 
 
-def sample_correlation(products: torch.Tensor, shape: tuple[int, int], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _whole_surface_peak(products: Series, reach: float) -> torch.Tensor:
+    """The largest sample [..., 2] of the correlation within `reach`."""
+    surface = torch.fft.irfft2(products.spectra, s=products.shape)
+    half_y, half_x = (min(math.ceil(reach / pixel), (n - 1) // 2) for n, pixel in zip(products.shape, products.pixel))
+    rows, columns = (torch.arange(-half, half + 1, device=surface.device) for half in (half_y, half_x))
+    near = surface[..., rows, :][..., columns]
+    best = near.flatten(-2).argmax(dim=-1)
+    return torch.stack([columns[best % len(columns)] * products.pixel[1], rows[best // len(columns)] * products.pixel[0]], dim=-1)
+
+
+def sample_correlation(products: Series, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Values [..., m, n] of correlations at positions y [..., m] and x [..., n], px, by direct transform (Guizar-Sicairos, Opt. Lett. 2008)."""
-    kx, ky = frequencies(shape, products.device)
+    kx, ky = products.frequencies()
     twice = torch.full_like(kx[0], 2.0)  # the half transform stands for both halves, its first column only for itself
     twice[0] = 1.0
     phase_y = 2 * math.pi * y[..., :, None] * ky[:, 0]
     phase_x = 2 * math.pi * x[..., :, None] * kx[0]
-    rows = torch.polar(torch.ones_like(phase_y), phase_y) @ products
+    rows = torch.polar(torch.ones_like(phase_y), phase_y) @ products.spectra
     return (rows @ torch.polar(twice.expand_as(phase_x).contiguous(), phase_x).transpose(-1, -2)).real
 
 
 def parabola_peak(values: torch.Tensor) -> torch.Tensor:
     """Position [..., 2] (x, y) in samples from the corner, of the maximum of sampled surfaces [..., m, n], by a parabola along each axis."""
     rows, columns = values.shape[-2:]
-    best = values.flatten(-2).argmax(dim=-1)
-    y, x = best // columns, best % columns
     flat = values.flatten(-2)
+    best = flat.argmax(dim=-1)
+    y, x = best // columns, best % columns
 
     def offset(index: torch.Tensor, step: int, limit: int) -> torch.Tensor:
         inside = (index > 0) & (index < limit - 1)

@@ -17,9 +17,13 @@ _TAPS = 10  # of the interpolating kernel
 _FRACTIONS = 128  # shifts are rounded to this part of a px
 
 
+# index of the frame, shape of the images, px of the movie that a px of theirs spans (y, x) -> weights [y, x//2+1]
+Weights = Callable[[int, tuple[int, int], tuple[float, float]], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Sums:
-    """What remains of a movie: micrographs [y, x] and the power spectrum [box, box//2+1] of grouped frames, with its pixel size factor."""
+    """What remains of a movie, on the CPU: micrographs [y, x], dose-weighted and not, and the power spectrum [box, box//2+1] of grouped frames."""
 
     weighted: torch.Tensor | None
     plain: torch.Tensor
@@ -30,15 +34,15 @@ def sum_frames(
     frames: torch.Tensor,
     motion: Motion,
     *,
-    weights: Callable[[int, tuple[int, int]], torch.Tensor] | None = None,
+    weights: Weights | None = None,
     out_shape: tuple[int, int] | None = None,
     spectrum_group: int = 0,
     spectrum_grid: tuple[int, float] = (512, 1.0),
 ) -> Sums:
     """Move all frames [frames, y, x] by `motion`, and add them up.
 
-    weights: function of the frame's index and the shape of images, giving its Fourier weights [y, x//2+1] (dose weighting); the sum is divided by the root
-    of the sum of squares, so that noise stays white. out_shape: Fourier-crop to this shape, mean kept.
+    weights: Fourier weights of each frame (dose weighting); the sum is divided by the root of the sum of their squares, so that noise
+    stays white. out_shape: Fourier-crop to this shape, mean kept.
     spectrum_group: frames a group for the power spectrum, 0 for none; spectrum_grid: its box and its pixel in px of the movie.
     """
     shape = (int(frames.shape[1]), int(frames.shape[2]))
@@ -55,7 +59,7 @@ def sum_frames(
         cropped = crop_rect(transform, shape, out_shape)
         plain += cropped
         if weights is not None:
-            weight = weights(index, out_shape)
+            weight = weights(index, out_shape, (shape[0] / out_shape[0], shape[1] / out_shape[1]))
             weighted += cropped * weight
             squares += weight * weight
         if spectrum_group:
@@ -69,9 +73,9 @@ def sum_frames(
     back = out_shape[0] * out_shape[1] / (shape[0] * shape[1])
 
     def image(transform: torch.Tensor) -> torch.Tensor:
-        return torch.fft.irfft2(transform, s=out_shape) * back
+        return (torch.fft.irfft2(transform, s=out_shape) * back).cpu()
 
-    return Sums(image(weighted) if weights is not None else None, image(plain), spectrum)
+    return Sums(image(weighted) if weights is not None else None, image(plain), spectrum.cpu() if spectrum is not None else None)
 
 
 def moved_frames(frames: torch.Tensor, motion: Motion) -> Iterator[torch.Tensor]:
