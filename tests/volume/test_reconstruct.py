@@ -83,7 +83,7 @@ def test_2d_averages_turn_in_the_plane() -> None:
 
 @pytest.mark.relion
 def test_relion_reconstruct_agrees(tmp_path) -> None:
-    """The same noisy, shifted, CTF-modulated images and true poses: the maps correlate above 0.99 to where they hold signal."""
+    """The same noisy, shifted, CTF-modulated images and true poses: the maps correlate above 0.95 as far as they are good."""
     from verglas.io.mrc import read_map, write_stack
     from verglas.optics.ctf import ctf
     from verglas.particles import ctf_parameters, write_particles
@@ -106,9 +106,10 @@ def test_relion_reconstruct_agrees(tmp_path) -> None:
     sums.add(matrices, pixels, spectra * modulation, modulation**2)
     ours = reconstruct(sums)
     against_relion, against_truth = shell_correlation(ours, theirs), shell_correlation(ours, truth)
-    reached = int((against_truth[1:] > 0.5).long().cumprod(0).sum())
+    reached = int((against_truth[1:] > 0.9).long().cumprod(0).sum())
     assert reached >= 8
     assert (against_relion[1:reached] > 0.95).all(), against_relion
     assert (against_truth[1:reached] > shell_correlation(theirs, truth)[1:reached] - 0.01).all()
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()  # the mean hangs on a handful of CTF values near 0.1
     scale = (ours * theirs).sum() / (theirs * theirs).sum()
     assert 0.9 < scale < 1.1

@@ -6,19 +6,18 @@ for state in classify(seen, first_state(...), settings):
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 
 from verglas.refine.expectation import expect
-from verglas.refine.iteration import SHELLS_AHEAD, build_search, changes, draw, new_statistics, settle_strengths, take_in
-from verglas.refine.maximisation import class_map, flattened, noise_free_power
+from verglas.refine.iteration import SHELLS_AHEAD, build_search, changes, copied, draw, new_statistics, settle_strengths, take_in
+from verglas.refine.maximisation import class_map, flattened, noise_free_power, shell_weights
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Observations
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
-from verglas.volume.reconstruct import symmetrised, weight_of_shells
+from verglas.volume.reconstruct import symmetrised
 
 _LEAST_CLASS = 1e-6  # share of the particles below which a class is empty
 _EMPTY = 0.1  # share of a class, in even shares, below which it counts as empty
@@ -41,7 +40,7 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     correlation = first and settings.dims == 3 and not settings.absolute_greyscale and settings.align
     limit = settings.shell_limit(seen.box, seen.pixel_size)
     search = build_search(state, settings, seen, min(limit, state.progress.resolution_shell + SHELLS_AHEAD), correlation=correlation)
-    before, state = state.assignments, _copied(state)
+    before, state = state.assignments, copied(state)
     model, rows = state.models[0], torch.arange(len(before), device=seen.device)
     bound = _only_class(state, settings)
     if state.iteration < settings.iterations // 3:
@@ -70,7 +69,7 @@ def _maximise(
             resolution.append(0)
             continue
         whole = symmetrised(into, settings.symmetry if settings.dims == 3 else "C1")
-        weight = torch.nn.functional.pad(weight_of_shells(whole), (0, max(0, seen.shells - into.max_shell - 1)))[: seen.shells]
+        weight = shell_weights(whole, seen.shells)
         power = noise_free_power(whole, weight)
         tau2 = power if fresh else torch.maximum(model.tau2[number], _seed(power, weight, settings.tau2_fudge))
         volume, ssnr, tau2 = class_map(whole, tau2, weight, settings.tau2_fudge)
@@ -130,15 +129,6 @@ def _only_class(state: State, settings: Settings) -> torch.Tensor | None:
 
 def _all_equal(model: Model) -> bool:
     return bool((model.references == model.references[:1]).all())
-
-
-def _copied(state: State) -> State:
-    new = copy.copy(state)
-    new.assignments, new.progress, new.history = state.assignments.copy(), copy.copy(state.progress), list(state.history)
-    new.models = [copy.copy(model) for model in state.models]
-    for model in new.models:
-        model.references, model.tau2, model.ssnr = model.references.clone(), model.tau2.clone(), model.ssnr.clone()
-    return new
 
 
 def _figures(state: State, seen: Observations, score_shell: int) -> dict[str, float]:

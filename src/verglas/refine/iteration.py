@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -66,7 +67,7 @@ def _coarse_shell(step: float, settings: Settings, seen: Observations) -> int:
 
 
 def take_in(state: State, rows: torch.Tensor, found: Found, settings: Settings, before: Assignments) -> None:
-    """Write what was found for the particles `rows` into the assignments (in place), and how much they changed into nothing else."""
+    """Write what was found for the particles `rows` into the assignments (in place), and nothing else."""
     own = state.assignments
     own.matrices[rows], own.origins[rows], own.classes[rows] = found.matrices, found.origins, found.classes
     own.log_likelihood[rows], own.max_probability[rows] = found.log_likelihood, found.max_probability
@@ -104,3 +105,14 @@ def changes(before: Assignments, after: Assignments, symmetry: str) -> tuple[flo
     turned = torch.stack([rotation_distance(after.matrices, before.matrices @ operator) for operator in operators]).amin(0)
     moved = (after.origins - before.origins).square().sum(1) / 2
     return float(turned.square().mean().sqrt()), float(moved.mean().sqrt()), float((after.classes != before.classes).double().mean())
+
+
+def copied(state: State) -> State:
+    """A copy whose assignments, models and counters may be changed."""
+    new = copy.copy(state)
+    new.assignments, new.progress, new.history = state.assignments.copy(), copy.copy(state.progress), list(state.history)
+    new.sampling = copy.copy(state.sampling)
+    new.models = [copy.copy(model) for model in state.models]
+    for model in new.models:
+        model.references, model.tau2, model.ssnr = model.references.clone(), model.tau2.clone(), model.ssnr.clone()
+    return new

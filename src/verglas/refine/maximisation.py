@@ -65,9 +65,14 @@ def class_map(sums: FourierSums, tau2: torch.Tensor, weight: torch.Tensor, fudge
 def joined_low(first: FourierSums, second: FourierSums, shell: int) -> None:
     """Replace both halves' sums up to `shell` by their mean, so that the halves do not drift apart where they cannot overfit."""
     low = (first.shells() <= shell).flatten()
-    mean = (first.data[low] + second.data[low]) / 2
-    first.data[low] = mean
-    second.data[low] = mean
+    mean = (first.data[:, low] + second.data[:, low]) / 2
+    first.data[:, low] = mean
+    second.data[:, low] = mean
+
+
+def shell_weights(sums: FourierSums, shells: int) -> torch.Tensor:
+    """`weight_of_shells`, cut or filled with 0 to `shells`."""
+    return _to_length(weight_of_shells(sums), shells)
 
 
 def half_map_fsc(first: torch.Tensor, second: torch.Tensor, shells: int, joined_shell: int = 0) -> torch.Tensor:
@@ -87,7 +92,7 @@ def ssnr_of_fsc(curve: torch.Tensor, *, joined: bool = False) -> torch.Tensor:
 
 def tau2_of_ssnr(ssnr: torch.Tensor, sums: FourierSums, fudge: float) -> torch.Tensor:
     """Prior variance [shells] that makes fudge · SSNR of the half's own weight: fudge · SSNR / weight; 0 where no weight is."""
-    weight = _to_length(weight_of_shells(sums), len(ssnr))
+    weight = shell_weights(sums, len(ssnr))
     return torch.where(weight > 0, fudge * ssnr / weight.clamp(min=1e-300), 0.0)
 
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+_NEGLIGIBLE = 25.0  # candidates this far below the best hold less than 1e-4 of the weight, even a million of them
+
 
 class Kept(NamedTuple):
     """Candidates that are kept, sorted by image and, within it, by falling weight; [m] each.
@@ -33,14 +35,15 @@ def keep_weight(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Ke
     Equal candidates are taken in the order of their places, so the result does not depend on the machine's sort.
     """
     largest = scores.amax(dim=1)
-    weights = torch.exp(scores - largest[:, None])
-    total = weights.sum(dim=1)
+    cut = largest - _NEGLIGIBLE
+    image, place = torch.nonzero(scores > cut[:, None], as_tuple=True)
+    weight = torch.exp(scores[image, place] - largest[image])
+    total = weight.new_zeros(len(scores)).index_add_(0, image, weight)
     # whatever is below an even share of the part that may be lost is lost in any case
-    floor = total * ((1 - fraction) / scores.shape[1])
-    if scores.shape[1] > at_most:
-        floor = torch.maximum(floor, torch.topk(weights, at_most, dim=1, sorted=False).values.amin(1) * 0.999999)
-    image, place = torch.nonzero(weights > floor[:, None], as_tuple=True)
-    weight = weights[image, place] / total[image]
+    counts = torch.bincount(image, minlength=len(scores))
+    floor = total * (1 - fraction) / counts
+    enough = weight > floor[image]
+    image, place, weight = image[enough], place[enough], weight[enough] / total[image[enough]]
     order = torch.argsort(weight, descending=True, stable=True)
     order = order[torch.argsort(image[order], stable=True)]
     image, place, weight = image[order], place[order], weight[order]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import torch
 
 from verglas.volume.fourier import irfft_centred
+from verglas.volume.masks import radius_grid, raised_cosine
 from verglas.volume.slices import FourierSums, Pixels, crop_centred, embed, sinc_squared
 from verglas.volume.symmetry import symmetry_operators
 
+_CORNER_EDGE_PX = 3.0
 _LEAST_WEIGHT = 1e-3  # of the shell's mean: keeps voxels that no slice came near from being blown up
 
 
@@ -36,7 +38,15 @@ def reconstruct(sums: FourierSums, tau2: torch.Tensor | None = None) -> torch.Te
     values = torch.where(kept, sums.numerator / torch.where(kept, weight, 1.0), 0.0)
     padded = sums.box * sums.padding
     volume = crop_centred(irfft_centred(embed(values, padded), padded, sums.dims), sums.box)
-    return volume / sinc_squared(sums.box, sums.padding, sums.dims, volume.device, volume.dtype)
+    return _without_corners(volume / sinc_squared(sums.box, sums.padding, sums.dims, volume.device, volume.dtype))
+
+
+def _without_corners(volume: torch.Tensor) -> torch.Tensor:
+    """The map with what lies outside the sphere that fits the box replaced by its mean there: in corners slices hold noise only."""
+    distance = radius_grid(volume.shape[-1], volume.dim(), volume.device) - (volume.shape[-1] // 2 - _CORNER_EDGE_PX)
+    inside = raised_cosine(distance, _CORNER_EDGE_PX).to(volume.dtype)
+    outside = ((1 - inside) * volume).sum() / (1 - inside).sum()
+    return inside * volume + (1 - inside) * outside
 
 
 def weight_of_shells(sums: FourierSums) -> torch.Tensor:
@@ -58,11 +68,11 @@ def symmetrised(sums: FourierSums, group: str) -> FourierSums:
     half = sums.shape[-1] - 1
     full = _full_grid(sums)
     out = FourierSums(sums.box, sums.dims, sums.max_shell, sums.padding, device=full.device, dtype=full.dtype)
-    total = torch.zeros_like(out.data).view(*sums.shape, 3)
+    total = torch.zeros(*sums.shape, 3, device=full.device, dtype=full.dtype)
     for operator in operators:
         total += _turned(full, operator)[:, :, half:]
     total[:, :, 0] /= 2  # the mates on that plane are in already, and `FourierSums` adds them again
-    out.data.copy_(total.view(-1, 3))
+    out.data.copy_(total.view(-1, 3).T)
     return out
 
 

@@ -19,7 +19,7 @@ import torch
 
 from verglas.volume.fourier import irfft_centred, packed_pixels, rfft_centred
 
-_POINTS_AT_ONCE = 1 << 22  # slice pixels sampled in one go: about 100 bytes each
+_POINTS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 24}  # slice pixels sampled in one go, about 100 bytes each: a core's cache; a card's memory
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Projector:
     def project(self, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill."""
         out = torch.empty(len(matrices), len(pixels), dtype=self._table.dtype.to_complex(), device=self._table.device)
-        for part in _parts(len(matrices), len(pixels)):
+        for part in _parts(len(matrices), len(pixels), out.device):
             points, mirrored = _slice_points(matrices[part].to(self._table), pixels, self.padding, self.dims)
             real, imaginary = self._sample(points)
             out[part] = torch.complex(real, torch.where(mirrored, -imaginary, imaginary)) * pixels.valid
@@ -136,21 +136,21 @@ class FourierSums:
         self._half_range = half_range(max_shell, padding)
         side = 2 * self._half_range + 1
         self.shape = (*[side] * (dims - 1), self._half_range + 1)
-        self._sums = torch.zeros(torch.Size(self.shape).numel(), 3, device=device, dtype=dtype)
+        self._sums = torch.zeros(3, torch.Size(self.shape).numel(), device=device, dtype=dtype)
 
     @property
     def numerator(self) -> torch.Tensor:
         """Σ of the numerators with their Hermitian mates, complex, `shape`."""
-        return _with_mates(torch.view_as_complex(self._sums[:, :2].contiguous()).view(self.shape))
+        return _with_mates(torch.complex(self._sums[0], self._sums[1]).view(self.shape))
 
     @property
     def weight(self) -> torch.Tensor:
         """Σ of the weights with their mates, real, `shape`."""
-        return _with_mates(self._sums[:, 2].contiguous().view(self.shape))
+        return _with_mates(self._sums[2].view(self.shape))
 
     @property
     def data(self) -> torch.Tensor:
-        """The accumulator itself [voxels, 3] (real, imaginary, weight): what ranks add up and checkpoints keep."""
+        """The accumulator itself [3, voxels] (real, imaginary, weight): what ranks add up."""
         return self._sums
 
     def shells(self) -> torch.Tensor:
@@ -163,16 +163,15 @@ class FourierSums:
 
     def add(self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights."""
-        for part in _parts(len(matrices), len(pixels)):
+        for part in _parts(len(matrices), len(pixels), self._sums.device):
             points, mirrored = _slice_points(matrices[part].to(self._sums), pixels, self.padding, self.dims)
-            values = torch.zeros(*mirrored.shape, 3, device=self._sums.device, dtype=self._sums.dtype)
-            values[..., :2] = torch.view_as_real(torch.where(mirrored, numerators[part].conj(), numerators[part]))
+            values = torch.where(mirrored, numerators[part].conj(), numerators[part]) * pixels.valid
+            planes = [values.real.flatten().to(self._sums.dtype), values.imag.flatten().to(self._sums.dtype)]
             if weights is not None:
-                values[..., 2] = weights[part]
-            values *= pixels.valid[:, None]
-            values = values.view(-1, 3)
+                planes.append((weights[part] * pixels.valid).flatten().to(self._sums.dtype))
             for index, share in _corners(points.view(-1, self.dims), self.shape):
-                self._sums.index_add_(0, index, values * share[:, None])
+                for total, plane in zip(self._sums, planes):
+                    total.scatter_add_(0, index, plane * share)
 
     def adjoint(self) -> torch.Tensor:
         """The map that the exact transpose of `Projector.project` gives for the numerators added, [box] * dims.
@@ -220,8 +219,8 @@ def _places(half: int, padded: int, dims: int, device: torch.device) -> tuple[to
     return tuple(torch.meshgrid(*axes, indexing="ij"))
 
 
-def _parts(n: int, k: int) -> Iterator[slice]:
-    step = max(1, _POINTS_AT_ONCE // max(k, 1))
+def _parts(n: int, k: int, device: torch.device) -> Iterator[slice]:
+    step = max(1, _POINTS_AT_ONCE[device.type] // max(k, 1))
     return (slice(start, start + step) for start in range(0, n, step))
 
 
@@ -235,17 +234,18 @@ def _slice_points(matrices: torch.Tensor, pixels: Pixels, padding: int, dims: in
 
 def _corners(points: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Flat index and share [m] of each of the 2^dims grid points around points [m, dims] (x, y(, z))."""
-    half = shape[-1] - 1
+    half, dims = shape[-1] - 1, points.shape[-1]
     low = points.floor()
-    part = points - low
+    near = [1 - (points - low), points - low]
+    strides = [1, shape[-1], shape[-1] * shape[-2]][:dims]
     low = low.long()
-    for corner in range(2 ** points.shape[-1]):
-        index, share = torch.zeros_like(low[:, 0]), torch.ones_like(part[:, 0])
-        for axis in reversed(range(points.shape[-1])):  # z, y, x
-            step = corner >> axis & 1
-            index = index * shape[-1 - axis] + low[:, axis] + step + (half if axis else 0)
-            share = share * (part[:, axis] if step else 1 - part[:, axis])
-        yield index, share
+    base = sum((low[:, axis] + (half if axis else 0)) * stride for axis, stride in enumerate(strides))
+    for corner in range(2**dims):
+        steps = [corner >> axis & 1 for axis in range(dims)]
+        share = near[steps[0]][:, 0] * near[steps[1]][:, 1]
+        if dims == 3:
+            share *= near[steps[2]][:, 2]
+        yield base + sum(step * stride for step, stride in zip(steps, strides)), share
 
 
 def _with_mates(grid: torch.Tensor) -> torch.Tensor:
