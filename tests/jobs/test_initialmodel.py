@@ -100,6 +100,20 @@ def test_an_iteration_that_was_not_written_whole_is_not_taken(project: Path, don
     assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(done[0] / "initial_model.mrc")[0], atol=1e-5)
 
 
+def test_iterations_of_other_settings_are_not_taken(project: Path, done: tuple) -> None:
+    out = project / "others"
+    shutil.copytree(done[0] / "start1", out / "start1")
+    inputs = {"particles": project / "particles.star"}
+    for change, goes_on in (({}, True), ({"random_seed": 5}, False), ({"sgd_fin_resol": 22.0}, False), ({"mask_diameter": 118}, False)):
+        job = make_job(JOB, PARAMS | {"starts": 1} | change, inputs, out, stop_after=0)
+        if goes_on:
+            JOB.run(job)
+        else:
+            with pytest.raises(JobAborted):
+                JOB.run(job)
+        assert any("going on" in text for text in job.said) == goes_on
+
+
 def test_gentle_clean_takes_the_starts_alone(done: tuple) -> None:
     out, _ = done
     cleaned = list(JOB.clean(out))

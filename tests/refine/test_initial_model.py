@@ -103,6 +103,15 @@ def test_two_structures_are_told_apart() -> None:
     assert purity > 0.9
 
 
+@pytest.mark.gpu
+def test_card_and_cpu_agree(made: tuple) -> None:
+    seen, _, _, _, model = made
+    card = InitialModel(Observations(seen.particles, seen.source, mask_diameter=120.0, device="cuda"), SETTINGS)
+    there, here = card.step(card.start()), model.step(model.start())
+    assert torch.allclose(there.maps.cpu(), here.maps, rtol=1e-2, atol=1e-3 * float(here.maps.max()))
+    assert card.mean_log_likelihood(there, card.sample(50)) == pytest.approx(model.mean_log_likelihood(here, model.sample(50)), rel=1e-2)
+
+
 @pytest.mark.parametrize("group", ["C1", "D2", "O"])
 def test_rotations_fill_one_unit_evenly(group: str) -> None:
     turn = random_rotations(1, torch.Generator().manual_seed(2))[0]

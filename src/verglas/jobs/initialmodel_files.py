@@ -31,17 +31,18 @@ def write_state(folder: Path, state: State, model: InitialModel) -> None:
     write_star(folder / f"{name}_optimiser.star", {"optimiser_general": _optimiser(folder / name, state, model)})
 
 
-def last_state(folder: Path, iterations: int, like: State) -> State | None:
-    """The last whole iteration up to `iterations` in `folder`, on the device of `like`; None where there is none."""
+def last_state(folder: Path, model: InitialModel, like: State) -> State | None:
+    """The last whole iteration in `folder` that was made with the model's settings, on the device of `like`; None without one."""
     import torch
 
     from verglas.io.mrc import read_map
     from verglas.io.star import list_table, numbers, read_star
     from verglas.refine.initial_model import State
 
-    for iteration in range(iterations, 0, -1):
+    for iteration in range(model.settings.iterations, 0, -1):
         name = folder / stem(iteration)
-        if not name.with_name(f"{name.name}_optimiser.star").exists():
+        optimiser = name.with_name(f"{name.name}_optimiser.star")
+        if not optimiser.exists() or not _same_settings(dict(read_star(optimiser)["optimiser_general"]), name, like, model):
             continue
         path = name.with_name(f"{name.name}_model.star")
         blocks = read_star(path)
@@ -51,6 +52,19 @@ def last_state(folder: Path, iterations: int, like: State) -> State | None:
         density = torch.stack([torch.from_numpy(volume) for volume in maps]).to(like.maps)
         return State(iteration, density, shares, float(general["rlnLogLikelihood"]), float(general["rlnAveragePmax"]))
     return None
+
+
+def _same_settings(written: dict[Any, Any], name: Path, like: State, model: InitialModel) -> bool:
+    """Whether an optimiser table was written under the model's settings; where the files lie does not matter."""
+    wanted = _optimiser(name, like, model)
+    ours = {
+        label: value for label, value in wanted.items() if label not in ("rlnOutputRootName", "rlnModelStarFile", "rlnCurrentIteration")
+    }
+    return all(str(written.get(label)) == str(value) or _equal_numbers(written.get(label), value) for label, value in ours.items())
+
+
+def _equal_numbers(text: Any, value: Any) -> bool:
+    return not isinstance(value, str) and text is not None and abs(float(text) - value) <= 1e-6 * abs(value)
 
 
 def write_particles_of(path: Path, particles: ParticleSet, rows: torch.Tensor, found: Assignments) -> None:
@@ -146,4 +160,9 @@ def _optimiser(name: Path, state: State, model: InitialModel) -> dict[str, Any]:
         "rlnSgdFinalResolution": settings.fin_resolution,
         "rlnSgdInitialSubset": settings.ini_batch,
         "rlnSgdFinalSubset": settings.fin_batch,
+        "verglasAngularSpacing": settings.angle,
+        "verglasOffsetRange": settings.offset_range,
+        "verglasOffsetStep": settings.offset_step,
+        "verglasClasses": settings.classes,
+        "verglasParticles": len(model.seen),
     }

@@ -34,7 +34,7 @@ def run_start(job: Job, seen: Observations, number: int) -> Start:
     model = InitialModel(seen, settings_of(job.params, number))
     folder = job.out / f"start{number + 1}"
     state = model.start()
-    written = last_state(folder, job.params.iterations, state)
+    written = last_state(folder, model, state)
     if written is not None:
         job.say(f"start {number + 1}: going on from iteration {written.iteration}")
         state = written
