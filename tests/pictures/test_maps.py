@@ -33,6 +33,21 @@ def test_the_nearer_ball_hides_the_farther() -> None:
     assert near.mean() > far.mean()
 
 
+@pytest.mark.parametrize("turn", [(0.0, 0.0), (28.0, 34.0), (90.0, 0.0)])
+def test_the_hand_is_right(turn: tuple[float, float]) -> None:
+    """Balls on x, y and z (nearest in front): seen from outside, x, y, z run counterclockwise, whatever the turn of the whole."""
+    from verglas.pictures.maps import _turn
+
+    places = np.eye(3) * 14
+    view = places @ _turn(*turn).numpy()  # the map's points in viewing coordinates
+    assert np.linalg.det(view) > 0
+    for place, seen in zip(places, view, strict=True):
+        cover = shaded_surface(_ball(48, 5, tuple(place)), 0.5, turn, pixels=96)[..., 3]
+        rows, columns = np.nonzero(cover > 0.5)
+        for found, expected in ((columns.mean() - 47.5, seen[0]), (rows.mean() - 47.5, seen[1])):
+            assert found * expected > 0 if abs(expected) > 2 else abs(found) < 3
+
+
 def test_a_level_that_nothing_reaches_gives_an_empty_picture() -> None:
     assert shaded_surface(_ball(24, 6), 5.0, pixels=40)[..., 3].max() == 0
 
