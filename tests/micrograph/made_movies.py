@@ -1,5 +1,6 @@
 """Small movies with known motion, made without any of the code under test: every atom is drawn where it is in each frame."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 class MadeMovie:
     counts: torch.Tensor  # float32 [frames, y, x]
     pixel_size: float
-    undo: callable  # points [n, 2] px -> shifts that undo the motion [n, frames, 2] px, frame 1 = 0
+    undo: Callable[[torch.Tensor], torch.Tensor]  # points [n, 2] px -> shifts that undo the motion [n, frames, 2] px, frame 1 = 0
 
 
 def drift(frames: int, total: float) -> np.ndarray:
@@ -53,7 +54,7 @@ def make_movie(
     reach = np.arange(-10, 11)
     for index in range(frames):
         for (x, y), s in zip(paths[:, index], sigma):
-            xs, ys = int(round(x)) + reach, int(round(y)) + reach
+            xs, ys = round(x) + reach, round(y) + reach
             inside_x, inside_y = (xs >= 0) & (xs < width), (ys >= 0) & (ys < height)
             blob = np.exp(-((ys[:, None] - y) ** 2 + (xs[None, :] - x) ** 2) / (2 * s * s))
             movie[index][np.ix_(ys[inside_y], xs[inside_x])] -= contrast * blob[np.ix_(inside_y, inside_x)]

@@ -303,8 +303,7 @@ def _row(job: Job, task: _Task, notes: list[str], frames: int) -> Finished:
     from verglas.micrograph.motion_files import read_motion
 
     params = job.params
-    general = read_star(task.beside(".star"))["general"]
-    size = float(general["rlnMicrographOriginalPixelSize"])
+    size = float(str(read_star(task.beside(".star"))["general"]["rlnMicrographOriginalPixelSize"]))
     before = params.pre_exposure + (params.first_frame_sum - 1) * params.dose_per_frame
     shifts = read_motion(task.beside(".star")).global_shifts
     total, early, late = accumulated_motion(shifts, size, params.dose_per_frame, before, params.dose_motionstats_cutoff)

@@ -73,7 +73,10 @@ class CtfFit:
 
 @dataclass(frozen=True)
 class _Rings:
-    """Pixels used: frequencies [n] in 1/Å, log power with the smooth background projected out and of unit norm, and that background's basis [n, b]."""
+    """Pixels that are fitted.
+
+    kx, ky: 1/Å [n]; values: log power [n] without its smooth background, of norm 1; basis: of that background, orthonormal [n, b].
+    """
 
     kx: torch.Tensor
     ky: torch.Tensor
@@ -233,7 +236,7 @@ def _as_fit(point: np.ndarray, score: float) -> CtfFit:
 
 
 def target_pixel(pixel_size: float, highest: float) -> float:
-    """Pixel size (Å) that the spectrum is taken at: the micrograph's, or the coarser one whose Nyquist is 0.8 of the fit's finest resolution."""
+    """Pixel size (Å) of the spectrum: the micrograph's, or a coarser one with the fit's finest resolution at 0.8 of Nyquist."""
     return max(pixel_size, 0.4 * highest)
 
 

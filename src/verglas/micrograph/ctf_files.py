@@ -54,7 +54,7 @@ def rings_beside_model(
     box = spectrum.shape[0]
     log = torch.log(spectrum.clamp(min=float(spectrum[spectrum > 0].min())))
     full = torch.fft.fftshift(torch.cat([log, torch.roll(log[:, 1:-1].flip(0, 1), 1, dims=0)], dim=1))
-    flat = box_mean(full, 3) - box_mean(full, max(9, box // 24 * 2 + 1))
+    flat = box_mean(box_mean(full, 3), 3) - box_mean(full, max(9, box // 24 * 2 + 1))
     ky = torch.fft.fftshift(torch.fft.fftfreq(box, pixel_size))[:, None].expand(box, box)
     kx = ky.T
     inside = (kx**2 + ky**2 > 1 / lowest**2) & (kx**2 + ky**2 < 1 / highest**2)

@@ -15,6 +15,7 @@ from verglas.optics.ctf import ctf_1d
 
 THRESHOLD = 0.5  # CTFFIND4's
 _FEWEST_BINS = 16
+_BEGINNING = 6  # the part of the range (1/6) in which the first ring must be seen
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class CtfProfile:
 
     @property
     def resolution(self) -> float:
-        """Å at which the correlation first stays under 0.5; the first frequency where it never reaches that."""
+        """Å of the last bin before the correlation first falls under 0.5; the lowest resolution where no ring is seen at the beginning."""
         good = self.correlation >= THRESHOLD
-        bad = (~good).nonzero()
-        first = int(good.nonzero()[0]) if bool(good.any()) else 0
-        after = bad[bad > first]
-        last = int(after[0]) - 1 if len(after) else len(self.frequency) - 1
-        return 1 / float(self.frequency[max(last, 0)])
+        begin = good[: max(1, len(good) // _BEGINNING)].nonzero()
+        if not len(begin):
+            return 1 / float(self.frequency[0])
+        fallen = (~good[int(begin[0]) :]).nonzero()
+        last = int(begin[0] + fallen[0]) - 1 if len(fallen) else len(good) - 1
+        return 1 / float(self.frequency[last])
 
 
 def ctf_profile(spectrum: torch.Tensor, pixel_size: float, fit: CtfFit, microscope: Microscope, search: CtfSearch) -> CtfProfile:

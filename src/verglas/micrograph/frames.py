@@ -138,6 +138,6 @@ def crop_rect(transform: torch.Tensor, shape: tuple[int, int], new_shape: tuple[
 
 
 def frequencies(shape: tuple[int, int], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """kx [1, x//2+1] and ky [y, 1] of the half transform of images of `shape`, cycles a pixel."""
+    """Frequencies kx [1, x//2+1] and ky [y, 1] of the half transform of images of `shape`, cycles a pixel."""
     height, width = shape
     return torch.fft.rfftfreq(width, device=device)[None, :], torch.fft.fftfreq(height, device=device)[:, None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from verglas.micrograph.motion_model import LocalModel, fit_local_model, no_local_motion
-from verglas.micrograph.motion_shifts import RadialWeight, Series, bfactor_weight, estimate_shifts, newton_steps, signal_weight
+from verglas.micrograph.motion_shifts import RadialWeight, Series, bfactor_weight, estimate_shifts, newton_steps, signal_weight, smooth_path
 
 _LONGEST_PERIOD = 500.0  # Å; longer ones are illumination and ice, not specimen
 _FINEST_PERIOD = 6.0  # Å; single frames show nothing finer
@@ -70,7 +70,8 @@ def estimate_motion(frames: torch.Tensor, pixel_size: float, settings: MotionSet
 def whole_frame_shifts(series: Series, pixel_size: float, settings: MotionSettings) -> tuple[torch.Tensor, RadialWeight]:
     """Shifts [frames, 2], px, frame 1 at 0, and the weight that the frames themselves call for in the end.
 
-    First at low resolution with the B factor, with a wide reach; then twice with the weight from the frames' common power.
+    First at low resolution with the B factor, with a wide reach; then twice with the weight from the frames' common power; in the end
+    as smooth as the path itself suggests.
     """
     lowest, finest = pixel_size / _LONGEST_PERIOD, pixel_size / _FINEST_PERIOD
     # a coarse start sees drift of many Å and is cheap
@@ -80,6 +81,7 @@ def whole_frame_shifts(series: Series, pixel_size: float, settings: MotionSettin
     for _ in range(2):
         weight = signal_weight(series, shifts, lowest) or weight
         shifts = estimate_shifts(series.weighted(weight), shifts, reach=4.0, iterations=settings.iterations)
+    shifts = smooth_path(shifts)
     return shifts - shifts[:1], weight
 
 

@@ -54,7 +54,7 @@ class Series:
     pixel: tuple[float, float]
 
     def frequencies(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """kx [1, x//2+1] and ky [y, 1], cycles a px of the movie."""
+        """Frequencies kx [1, x//2+1] and ky [y, 1], cycles a px of the movie."""
         kx, ky = frequencies(self.shape, self.spectra.device)
         return kx / self.pixel[1], ky / self.pixel[0]
 
@@ -143,6 +143,27 @@ def estimate_shifts(
     return shifts
 
 
+def smooth_path(shifts: torch.Tensor) -> torch.Tensor:
+    """A path [frames, 2] smoothed by as much as predicts left-out frames best (second differences; Whittaker 1923, PRESS).
+
+    A path that jumps from frame to frame, more than its noise, is left almost as it is.
+    """
+    frames = len(shifts)
+    if frames < 5:
+        return shifts
+    points = shifts.double().cpu()
+    identity = torch.eye(frames, dtype=torch.float64)
+    bend = identity.diff(dim=0, n=2)
+    best, best_error = points, math.inf
+    for strength in 10.0 ** torch.arange(-3, 2.1, 0.5, dtype=torch.float64):
+        hat = torch.linalg.inv(identity + strength * bend.T @ bend)
+        smoothed = hat @ points
+        error = float(((points - smoothed) / (1 - hat.diagonal())[:, None]).square().sum())
+        if error < best_error:
+            best, best_error = smoothed, error
+    return best.to(shifts)
+
+
 def newton_steps(series: Series, shifts: torch.Tensor) -> torch.Tensor:
     """One step [..., frames, 2], px, from `shifts` towards the maximum of each correlation with the sum of the others.
 
@@ -163,7 +184,7 @@ def newton_steps(series: Series, shifts: torch.Tensor) -> torch.Tensor:
 
 
 def find_peaks(products: Series, reach: float) -> torch.Tensor:
-    """Peak positions [..., 2] (x, y), px, of cross-correlations whose half transforms are `products`, not farther than `reach` along x or y.
+    """Peaks [..., 2] (x, y), px, of cross-correlations whose half transforms are `products`, within `reach` along x and y.
 
     Whole samples first; then two rounds of finer ones, computed exactly from the transform, and a parabola.
     """
@@ -194,7 +215,7 @@ def _whole_surface_peak(products: Series, reach: float) -> torch.Tensor:
 
 
 def sample_correlation(products: Series, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Values [..., m, n] of correlations at positions y [..., m] and x [..., n], px, by direct transform (Guizar-Sicairos, Opt. Lett. 2008)."""
+    """Correlations [..., m, n] at positions y [..., m] and x [..., n], px, by direct transform (Guizar-Sicairos, Opt. Lett. 2008)."""
     kx, ky = products.frequencies()
     twice = torch.full_like(kx[0], 2.0)  # the half transform stands for both halves, its first column only for itself
     twice[0] = 1.0
@@ -205,7 +226,7 @@ def sample_correlation(products: Series, x: torch.Tensor, y: torch.Tensor) -> to
 
 
 def parabola_peak(values: torch.Tensor) -> torch.Tensor:
-    """Position [..., 2] (x, y) in samples from the corner, of the maximum of sampled surfaces [..., m, n], by a parabola along each axis."""
+    """Maximum [..., 2] (x, y) of surfaces [..., m, n], in samples from the corner, by a parabola along each axis."""
     rows, columns = values.shape[-2:]
     flat = values.flatten(-2)
     best = flat.argmax(dim=-1)

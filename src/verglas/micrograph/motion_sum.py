@@ -13,7 +13,7 @@ from verglas.micrograph.motion import Motion
 from verglas.micrograph.power_spectrum import resample_spectrum
 
 _BLOCK = 32  # px a side moved by one shift; local motion changes by less than 0.1 px across it
-_TAPS = 10  # of the interpolating kernel
+_TAPS = 20  # of the interpolating kernel
 _FRACTIONS = 128  # shifts are rounded to this part of a px
 
 
@@ -23,7 +23,7 @@ Weights = Callable[[int, tuple[int, int], tuple[float, float]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Sums:
-    """What remains of a movie, on the CPU: micrographs [y, x], dose-weighted and not, and the power spectrum [box, box//2+1] of grouped frames."""
+    """Of a movie, on the CPU: micrographs [y, x], dose-weighted and not, and power spectrum [box, box//2+1] of grouped frames."""
 
     weighted: torch.Tensor | None
     plain: torch.Tensor
@@ -92,7 +92,7 @@ def moved_frames(frames: torch.Tensor, motion: Motion) -> Iterator[torch.Tensor]
 def move_blocks(frame: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     """A frame [y, x] whose blocks of 32 px are moved by `shifts` [rows, columns, 2] (x, y), px; edges are repeated.
 
-    Each block is two small matrix products with a Kaiser-windowed sinc of 10 taps: exact to 0.1 % up to 0.8 of Nyquist.
+    Each block is two small matrix products with a Kaiser-windowed sinc of 20 taps: exact to 1 % up to 0.8 of Nyquist.
     """
     height, width = frame.shape
     rows, columns = shifts.shape[:2]
@@ -114,12 +114,12 @@ def move_blocks(frame: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
 
 
 def interpolation_matrices(reach: int) -> torch.Tensor:
-    """Matrices [2 reach 128 + 1, 32, window] that move a row of pixels by -reach ... reach px, out of a window with that margin and the kernel's."""
+    """Matrices [256 reach + 1, 32, window] that move 32 px by -reach ... reach px, out of a window with that margin and the kernel's."""
     window = _BLOCK + 2 * (reach + _TAPS // 2)
     shift = torch.arange(-reach * _FRACTIONS, reach * _FRACTIONS + 1, dtype=torch.float64)[:, None, None] / _FRACTIONS
     wanted = torch.arange(_BLOCK, dtype=torch.float64)[None, :, None] + reach + _TAPS // 2 - shift
     distance = wanted - torch.arange(window, dtype=torch.float64)
     inside = (2 * distance / _TAPS).abs() <= 1
-    taper = torch.special.i0(5.5 * torch.sqrt((1 - (2 * distance / _TAPS).square()).clamp(min=0)))
+    taper = torch.special.i0(5.0 * torch.sqrt((1 - (2 * distance / _TAPS).square()).clamp(min=0)))
     kernel = torch.where(inside, torch.sinc(distance) * taper, torch.zeros_like(taper))
     return (kernel / kernel.sum(dim=-1, keepdim=True)).float()

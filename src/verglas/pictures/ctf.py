@@ -7,6 +7,7 @@ from os import PathLike
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 PathName = str | PathLike[str]
@@ -17,6 +18,13 @@ _SHOWN = 12
 def save_rings(path: PathName, rings: np.ndarray) -> None:
     """PNG of one micrograph's rings [box, box], values 0 to 1, row 0 at the top."""
     Image.fromarray((np.clip(rings, 0, 1) * 255).astype(np.uint8)).save(path)
+
+
+def centre_part(rings: np.ndarray, share: float) -> np.ndarray:
+    """The middle `share` (0 to 1) of a picture [box, box], where the rings are."""
+    box = len(rings)
+    half = min(box // 2, max(16, round(share * box / 2)))
+    return rings[box // 2 - half : box // 2 + half, box // 2 - half : box // 2 + half]
 
 
 def draw_ctf_fits(path: PathName, names: list[str], rings: list[np.ndarray], profiles: list[np.ndarray], captions: list[str]) -> None:
@@ -67,7 +75,7 @@ def draw_ctf_summary(path: PathName, defocus: np.ndarray, astigmatism: np.ndarra
         axis.hist(values, bins=min(30, max(5, len(values) // 3)), color="#0072B2")
         axis.set_xlabel(label)
         axis.set_ylabel("micrographs")
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 

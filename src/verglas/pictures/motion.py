@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PathName = str | PathLike[str]
 
-_EXAGGERATED = 30  # times that paths are drawn larger than the field
+_EXAGGERATED = 60  # times that paths are drawn larger than the field
 _SHOWN = 12
 
 
@@ -25,7 +26,7 @@ def draw_motion(
     local: list[np.ndarray],
     pixel_sizes: list[float],
 ) -> None:
-    """PNG of up to 12 movies' motion: the drift of the whole field and, beneath, local motion over the field, 30 times enlarged.
+    """PNG of up to 12 movies' motion: the drift of the whole field and, beneath, local motion over the field, 60 times enlarged.
 
     shapes: (y, x) px; overall: shifts [frames, 2], px; places: [n, 2] px; local: shifts [n, frames, 2], px; pixel sizes in Å.
     Drawn is where the specimen went (minus the shifts that undo it), first frame dark, last one light.
@@ -84,7 +85,7 @@ def draw_motion_summary(path: PathName, total: np.ndarray, early: np.ndarray) ->
     axis.set_xlabel("movie")
     axis.set_ylabel("accumulated motion, Å")
     axis.set_ylim(bottom=0)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
