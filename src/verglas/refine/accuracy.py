@@ -40,7 +40,7 @@ def expected_errors(
     weight = batch.ctf.square()
     by_angle = 0.5 * torch.einsum("iajk,ik->ia", power(moved - best[:, None, None]), weight) / moved.shape[2]
     along = torch.stack([_SHIFTS, torch.zeros_like(_SHIFTS)], dim=1).to(seen.device)
-    differences = sum((shift_factors(pixels, shifts) - 1).abs().square() for shifts in (along, along.flip(1))) / 2
+    differences = torch.stack([(shift_factors(pixels, shifts) - 1).abs().square() for shifts in (along, along.flip(1))]).mean(0)
     by_shift = 0.5 * (power(best) * weight) @ differences.T
     rotation, shift = _crossing(by_angle.mean(0).cpu(), _ANGLES), _crossing(by_shift.mean(0).cpu(), _SHIFTS)
     return rotation, shift * seen.pixel_size

@@ -51,20 +51,21 @@ class Assignments:
         return replace(self, **{field.name: getattr(self, field.name).clone() for field in fields(self)})
 
 
-def from_particles(particles: ParticleSet, scale_groups: int, half: np.ndarray | None = None, device: torch.device | str = "cpu") -> Assignments:
+def from_particles(
+    particles: ParticleSet, scale_groups: int, half: np.ndarray | None = None, device: torch.device | str = "cpu"
+) -> Assignments:
     """Poses and origins as the particles have them (0 where they have none), strengths 1, class 1."""
     n = len(particles)
-    place = {"device": device}
     return Assignments(
         euler_to_matrix(torch.as_tensor(particles.angles())).float().to(device),
-        torch.as_tensor(particles.origins(), dtype=torch.float32, **place),
-        torch.zeros(n, dtype=torch.long, **place),
-        torch.as_tensor(np.zeros(n, np.int64) if half is None else half, dtype=torch.long, **place),
-        torch.ones(n, **place),
-        torch.ones(scale_groups, **place),
-        torch.zeros(n, **place),
-        torch.zeros(n, **place),
-        torch.zeros(n, dtype=torch.long, **place),
+        torch.as_tensor(particles.origins(), dtype=torch.float32, device=device),
+        torch.zeros(n, dtype=torch.long, device=device),
+        torch.as_tensor(np.zeros(n, np.int64) if half is None else half, dtype=torch.long, device=device),
+        torch.ones(n, device=device),
+        torch.ones(scale_groups, device=device),
+        torch.zeros(n, device=device),
+        torch.zeros(n, device=device),
+        torch.zeros(n, dtype=torch.long, device=device),
     )
 
 

@@ -62,7 +62,7 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     settle_strengths(state.assignments, sums, settings)
     _reconstruct_halves(state, sums, seen, settings, mask, score_shell)
     if last:
-        _join(state, sums, settings)
+        _join(state, sums, settings, mask, settings.mask_diameter / seen.pixel_size)
     state.iteration += 1
     _judge(state, before, seen, settings, search.symmetry, score_shell, last)
     state.history.append(_figures(state, seen, score_shell))
@@ -116,7 +116,7 @@ def _fsc(maps: list[torch.Tensor], seen: Observations, settings: Settings, mask:
     return corrected
 
 
-def _join(state: State, sums: list[Sums], settings: Settings) -> None:
+def _join(state: State, sums: list[Sums], settings: Settings, mask: torch.Tensor | None, diameter_px: float) -> None:
     """The map of all particles."""
     first, second = sums
     first.slices[0].data.add_(second.slices[0].data)
@@ -124,7 +124,7 @@ def _join(state: State, sums: list[Sums], settings: Settings) -> None:
     tau2 = tau2_of_ssnr(ssnr, first.slices[0], settings.tau2_fudge)
     own, other = state.models
     state.joined = Model(
-        reconstruct(first.slices[0], tau2)[None],
+        flattened(reconstruct(first.slices[0], tau2), mask, diameter_px)[None],
         (own.sigma2 + other.sigma2) / 2,
         tau2[None],
         ssnr[None],
@@ -147,7 +147,9 @@ def _judge(state: State, before: Assignments, seen: Observations, settings: Sett
     progress.best_shell = max(progress.best_shell, progress.resolution_shell)
     smaller = progress.rotation_change * _CHANGE_COUNTS < progress.smallest_rotation
     smaller |= progress.offset_change * _CHANGE_COUNTS < progress.smallest_offset
-    progress.without_changes = 0 if smaller else progress.without_changes + 1
+    # grids are turned at random, so poses go on changing by about a step for ever: that is no progress either
+    within_a_step = progress.rotation_change < 30.0 / 2**state.sampling.order
+    progress.without_changes = 0 if smaller and not within_a_step else progress.without_changes + 1
     progress.smallest_rotation = min(progress.smallest_rotation, progress.rotation_change)
     progress.smallest_offset = min(progress.smallest_offset, progress.offset_change)
     _expect_errors(state, seen, settings, score_shell)

@@ -75,9 +75,7 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None) -> int:
     return batch_size(images + scores, device, at_most=512 if device.type == "cpu" else 4096, reserved=1 << 28)
 
 
-def _coarse_everywhere(
-    all_of: Pass, batch: Batch, dense: DenseSlices, only_class: torch.Tensor | None
-) -> tuple[Entries, torch.Tensor]:
+def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_class: torch.Tensor | None) -> tuple[Entries, torch.Tensor]:
     """Coarse candidates and shifts that matter to each image, and the log prior [m] of each one's class."""
     search, k = all_of.search, len(all_of.search.coarse)
     ctf = batch.ctf[:, :k]
@@ -131,7 +129,7 @@ def _near(all_of: Pass, batch: Batch) -> Lists:
 
 def _fine(all_of: Pass, batch: Batch, coarse: Entries, prior: torch.Tensor, sums: Sums) -> Found:
     """Compare with the children, add up what holds the weight, and read off each image's best pose."""
-    search, seen = all_of.search, all_of.seen
+    search = all_of.search
     fan = search.shifts.fan
     rows = lists_of(coarse.image, coarse.row, len(batch), prior)
     children = coarse.shift[:, None] * fan + torch.arange(fan, device=coarse.shift.device)
@@ -173,7 +171,10 @@ def _compare(
         own = Lists(place, rows.extra[begin:end], rows.starts[first:last] - begin, rows.counts[first:last])
         sizes = 2 * k * (own.counts * fan + 2 * shifts.counts[first:last])
         for owners in chunks(sizes, _CHUNK[device.type]):
-            entries, images = _compare_chunk(all_of.search, batch, owners, first, own, shifts, factors, log_shift, table, fan), owners + first
+            entries, images = (
+                _compare_chunk(all_of.search, batch, owners, first, own, shifts, factors, log_shift, table, fan),
+                owners + first,
+            )
             largest[images], log_sum[images] = entries[1]
             row = entries[0].row
             kept.append(entries[0]._replace(row=used[row // fan] * fan + row % fan))

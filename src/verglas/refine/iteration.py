@@ -45,12 +45,15 @@ def build_search(
         coarse_shell = min(score_shell, _coarse_shell(grid.step, settings, seen))
     else:
         grid, shifts, coarse_shell = GivenPoses(state.assignments.matrices.cpu()), no_shift(seen.device), score_shell
-    lists = [pixel_list(seen.box, shell, multiple=_MULTIPLE, device=seen.device) for shell in (coarse_shell, score_shell)]
-    full = lists[1] if sum_shell in (None, score_shell) else pixel_list(seen.box, sum_shell or score_shell, multiple=_MULTIPLE, device=seen.device)
+    coarse, score, full = (
+        pixel_list(seen.box, shell, multiple=_MULTIPLE, device=seen.device)
+        for shell in (coarse_shell, score_shell, sum_shell or score_shell)
+    )
     return Search(
         grid,
         shifts,
-        *lists,
+        coarse,
+        score,
         full,
         symmetry=settings.symmetry if dims == 3 else "C1",
         padding=settings.padding,

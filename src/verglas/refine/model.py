@@ -46,14 +46,13 @@ class Sums:
 
     def __init__(self, model: Model, max_shell: int, padding: int, scale_groups: int) -> None:
         device = model.references.device
-        zeros = {"dtype": torch.float64, "device": device}
         self.slices = [FourierSums(model.box, model.dims, max_shell, padding, device=device) for _ in range(model.classes)]
         self.residual = torch.zeros_like(model.sigma2)
-        self.images = torch.zeros(len(model.sigma2), **zeros)
-        self.class_weight = torch.zeros(model.classes, **zeros)
-        self.offset2 = torch.zeros((), **zeros)
-        self.cross = torch.zeros(scale_groups, **zeros)
-        self.energy = torch.zeros(scale_groups, **zeros)
+        self.images = torch.zeros_like(model.sigma2[:, 0])
+        self.class_weight = torch.zeros_like(model.class_weight)
+        self.offset2 = torch.zeros((), dtype=torch.float64, device=device)
+        self.cross = torch.zeros(scale_groups, dtype=torch.float64, device=device)
+        self.energy = torch.zeros_like(self.cross)
 
     def tensors(self) -> list[torch.Tensor]:
         """Every accumulator."""

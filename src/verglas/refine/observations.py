@@ -1,7 +1,7 @@
 """The particles as the engine sees them: masked and unmasked transforms, packed and whitened, with their CTFs.
 
-    seen = Observations(particles, source, mask_diameter=120, device=device)
-    batch = seen.batch(rows, assignments, sigma2, pixels)
+seen = Observations(particles, source, mask_diameter=120, device=device)
+batch = seen.batch(rows, assignments, sigma2, pixels)
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Observations:
         images = images / assignments.norm[rows].to(images)[:, None, None]
         return rolled(images, assignments.whole_shifts(rows, self.pixel_size))
 
-    def batch(self, rows: torch.Tensor, assignments: Assignments, sigma2: torch.Tensor, pixels: Pixels, *, exact_origins: bool = False) -> Batch:
+    def batch(
+        self, rows: torch.Tensor, assignments: Assignments, sigma2: torch.Tensor, pixels: Pixels, *, exact_origins: bool = False
+    ) -> Batch:
         """The particles `rows` at `pixels`, whitened by `sigma2` [noise groups, shells] (variance of a real component).
 
         `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched).
@@ -128,7 +130,8 @@ class Observations:
         optics = {"mag": self.magnification, "even_zernike": self._even}
         per_row = {name: value.to(self.device)[self.noise_group[rows]] for name, value in optics.items() if value is not None}
         parameters = {name: value[rows] for name, value in self._ctf.items()}
-        return ctf(*self._frequencies(pixels), **parameters, **per_row, intact_until_first_peak=self._intact)
+        kx, ky = self._frequencies(pixels)
+        return ctf(kx, ky, **parameters, **per_row, intact_until_first_peak=self._intact)
 
     def _undo_aberrations(self, rows: torch.Tensor, pixels: Pixels) -> torch.Tensor | None:
         if self._ctf is None or (self._tilt is None and self._odd is None):
@@ -137,7 +140,8 @@ class Observations:
         optics = {"beam_tilt": self._tilt, "odd_zernike": self._odd, "mag": self.magnification}
         per_row = {name: value.to(self.device)[group] for name, value in optics.items() if value is not None}
         lens = {name: self._ctf[name][rows] for name in ("voltage", "spherical_aberration")}
-        return aberration_phase(*self._frequencies(pixels), **lens, **per_row).conj()
+        kx, ky = self._frequencies(pixels)
+        return aberration_phase(kx, ky, **lens, **per_row).conj()
 
 
 def shift_factors(pixels: Pixels, shifts: torch.Tensor) -> torch.Tensor:
@@ -157,7 +161,9 @@ def rolled(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
 
 def unusable(source: ImageSource, chunk: int = 1000) -> dict[int, str]:
     """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others."""
-    deviation = torch.cat([_deviations(source.read(np.arange(start, min(start + chunk, len(source))))) for start in range(0, len(source), chunk)])
+    deviation = torch.cat(
+        [_deviations(source.read(np.arange(start, min(start + chunk, len(source))))) for start in range(0, len(source), chunk)]
+    )
     finite = torch.isfinite(deviation)
     usual = deviation[finite & (deviation > 0)].median() if (finite & (deviation > 0)).any() else deviation.new_tensor(1.0)
     reasons: dict[int, str] = {}

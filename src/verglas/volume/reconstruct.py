@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from verglas.volume.fourier import irfft_centred
+from verglas.volume.fourier import irfft_centred, rfft_centred, shell_index
 from verglas.volume.masks import radius_grid, raised_cosine
 from verglas.volume.slices import FourierSums, Pixels, crop_centred, embed, sinc_squared
 from verglas.volume.symmetry import symmetry_operators
@@ -38,7 +38,10 @@ def reconstruct(sums: FourierSums, tau2: torch.Tensor | None = None) -> torch.Te
     values = torch.where(kept, sums.numerator / torch.where(kept, weight, 1.0), 0.0)
     padded = sums.box * sums.padding
     volume = crop_centred(irfft_centred(embed(values, padded), padded, sums.dims), sums.box)
-    return _without_corners(volume / sinc_squared(sums.box, sums.padding, sums.dims, volume.device, volume.dtype))
+    rounded = _without_corners(volume / sinc_squared(sums.box, sums.padding, sums.dims, volume.device, volume.dtype))
+    # the mask's edge spread signal into shells that hold no data, where half maps would seem to agree
+    empty = shell_index(sums.box, sums.dims, volume.device) > sums.max_shell
+    return irfft_centred(rfft_centred(rounded, sums.dims).masked_fill(empty, 0.0), sums.box, sums.dims)
 
 
 def _without_corners(volume: torch.Tensor) -> torch.Tensor:

@@ -238,8 +238,10 @@ def _corners(points: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[tor
     low = points.floor()
     near = [1 - (points - low), points - low]
     strides = [1, shape[-1], shape[-1] * shape[-2]][:dims]
-    low = low.long()
-    base = sum((low[:, axis] + (half if axis else 0)) * stride for axis, stride in enumerate(strides))
+    low = low.long()  # int32 indices take a path that is ten times slower
+    base = low[:, 0].clone()
+    for axis in range(1, dims):
+        base += (low[:, axis] + half) * strides[axis]
     for corner in range(2**dims):
         steps = [corner >> axis & 1 for axis in range(dims)]
         share = near[steps[0]][:, 0] * near[steps[1]][:, 1]

@@ -1,0 +1,243 @@
+"""What the jobs that run the likelihood engine share: parameters, reading, checks before the start, going on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from verglas.errors import InputError
+from verglas.jobs.declaration import Items, Job, JobParams, param
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from verglas.particles import ParticleSet
+    from verglas.refine.observations import Observations
+    from verglas.refine.output import Output
+    from verglas.refine.settings import Settings
+    from verglas.refine.state import State
+
+_PRELOAD_BYTES = 4 << 30
+_MISFIT = 0.15  # of a reference to its symmetry: maps on their axes have a few hundredths
+
+
+class EngineParams(JobParams):
+    """Parameters that every classification and refinement has."""
+
+    mask_diameter: float = param(
+        ..., "Diameter of the soft mask on the particles", label="Mask diameter (A):", flag="--particle_diameter", unit="Å", gt=0
+    )
+    do_ctf_correction: bool = param(True, "Correct for the CTF", label="Do CTF-correction?", flag="--ctf")
+    ctf_intact_first_peak: bool = param(
+        False, "Leave the CTF out up to its first peak", label="Ignore CTFs until first peak?", flag="--ctf_intact_first_peak"
+    )
+    offset_range: float = param(
+        5.0, "Search for the centre this far", label="Offset search range (pix):", flag="--offset_range", unit="px", ge=0
+    )
+    offset_step: float = param(
+        2.0, "Step of that search, before oversampling", label="Offset search step (pix):", flag="--offset_step", unit="px", gt=0
+    )
+    do_norm_correction: bool = param(True, "Correct for the particles' strength", flag="--norm")
+    do_scale_correction: bool = param(True, "Correct for the micrographs' intensity scale", flag="--scale")
+    pad: Literal[1, 2] = param(2, "Padding of the references in Fourier interpolation", flag="--pad")
+    coarse_precision: Literal["auto", "float32", "bf16"] = param(
+        "auto", "Numbers in the coarse comparison; auto takes bf16 where the processor is made for it"
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Particles in the engine's order (by image name), the place of each row of the file, and the account of items."""
+
+    seen: Observations
+    particles: ParticleSet
+    order: np.ndarray
+    items: Items
+    device: torch.device
+
+
+def check_particles(job: Job, least: int) -> ParticleSet:
+    """The particles of the job's input, after the checks that need no image. Raises InputError."""
+    from verglas.particles import ctf_parameters, read_particles
+    from verglas.refine.observations import check_mask_diameter
+
+    path = job.inputs["particles"]
+    particles = read_particles(path)
+    boxes, pixels = particles.optics.value("box_size"), particles.optics.value("pixel_size")
+    if len(set(boxes.tolist())) > 1 or len(set(pixels.round(4).tolist())) > 1:
+        found = ", ".join(f"{box:g} px of {pixel:g} Å" for box, pixel in zip(boxes, pixels))
+        raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
+    if len(particles) < least:
+        raise InputError(path, f"holds {len(particles)} particles, {least} are needed", "Give more particles or fewer classes")
+    check_mask_diameter(job.params.mask_diameter, particles.optics.box_size, particles.optics.pixel_size)
+    if job.params.do_ctf_correction:
+        ctf_parameters(particles)
+    return particles
+
+
+def prepare(job: Job, least: int) -> Prepared:
+    """Read the particles, leave out and name those that would poison the rest, and make the engine's view of them."""
+    import numpy as np
+
+    from verglas.compute.device import choose_device, describe_device, use_threads
+    from verglas.particles import StackImages
+    from verglas.refine.observations import Observations, unusable
+
+    params, device = job.params, choose_device(job.params.device)
+    use_threads(params.threads)
+    everything = check_particles(job, least)
+    items = Items("particles", total=len(everything))
+    bad = unusable(StackImages(everything))
+    for row, reason in bad.items():
+        items.fail(str(everything.column("image_name")[row]), reason)
+    kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad)))
+    if len(kept) < least:
+        raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", "Check the extraction")
+    if bad:
+        job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
+    # by name, so that the result does not depend on the order of the rows
+    by_name = np.argsort(kept.column("image_name").astype(str), kind="stable")
+    order = np.empty(len(kept), np.int64)
+    order[by_name] = np.arange(len(kept))
+    particles = kept.subset(by_name)
+    source: Any = StackImages(particles)
+    if 4 * len(source) * source.box**2 < _PRELOAD_BYTES:
+        source = source.preload()
+    items.done = len(kept)
+    job.record |= {
+        "device": describe_device(device),
+        "coarse_precision": precision(params, device),
+        "preloaded": not isinstance(source, StackImages),
+    }
+    seen = Observations(
+        particles,
+        source,
+        mask_diameter=params.mask_diameter,
+        device=device,
+        correct_ctf=params.do_ctf_correction,
+        intact_until_first_peak=params.ctf_intact_first_peak,
+    )
+    return Prepared(seen, particles, order, items, device)
+
+
+def precision(params: EngineParams, device: torch.device) -> str:
+    """float32 or bf16 for the coarse comparison."""
+    from verglas.compute.device import has_fast_bf16
+
+    if params.coarse_precision != "auto":
+        return params.coarse_precision
+    return "bf16" if has_fast_bf16(device) else "float32"
+
+
+def read_reference(path: Path, seen: Observations) -> torch.Tensor:
+    """A reference map on the particles' own grid (CASES 18), float32 [N, N, N]; left alone where it is on it already."""
+    import torch
+
+    from verglas.io.mrc import read_map
+    from verglas.volume.resample import rescale_map
+
+    volume, pixel_size = read_map(path)
+    density = torch.from_numpy(volume)
+    if density.shape[-1] != seen.box or abs(pixel_size / seen.pixel_size - 1) > 1e-3:
+        density = rescale_map(density, pixel_size, seen.pixel_size, seen.box)
+    if not torch.isfinite(density).all() or float(density.std()) == 0:
+        raise InputError(path, "is constant or holds values that are not numbers", "Give a map with a structure in it")
+    return density
+
+
+def read_mask(path: Path | None, seen: Observations) -> torch.Tensor | None:
+    """A solvent mask on the particles' grid, or None. Raises InputError for another grid or values outside 0 to 1."""
+    import torch
+
+    from verglas.io.mrc import read_map
+
+    if path is None:
+        return None
+    mask, pixel_size = read_map(path)
+    if mask.shape[-1] != seen.box or abs(pixel_size / seen.pixel_size - 1) > 1e-2:
+        found = f"{mask.shape[-1]} voxels of {pixel_size:g} Å, the particles have {seen.box} of {seen.pixel_size:g} Å"
+        raise InputError(path, f"has {found}", "Make the mask from a map of these particles, or rescale it")
+    if mask.min() < -1e-3 or mask.max() > 1 + 1e-3:
+        raise InputError(path, f"holds values from {mask.min():g} to {mask.max():g}", "A mask goes from 0 to 1")
+    return torch.from_numpy(mask).to(seen.device)
+
+
+def check_symmetry(job: Job, reference: torch.Tensor, symmetry: str) -> None:
+    """Say so when the reference does not have the symmetry about RELION's axes: halves would agree and both be wrong."""
+    from verglas.volume.symmetry import symmetry_misfit
+
+    misfit = symmetry_misfit(reference, symmetry, shells=max(3, reference.shape[-1] // 6))
+    job.record["symmetry_misfit"] = misfit
+    if misfit > _MISFIT:
+        job.warn(
+            f"the reference is not symmetric under {symmetry} about RELION's axes (misfit {misfit:.2f}): turn it to its axes first, "
+            "or the map will be wrong though its halves agree"
+        )
+
+
+def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]], start: Callable[[], State], total: int) -> State:
+    """The last of the states that `steps` makes; each is written and told. Goes on from the last complete iteration on disk.
+
+    `start` makes the state before the first iteration. Stops between iterations when the user asks.
+    """
+    state = output.last_state()
+    if state is None:
+        with job.phase("compute"):
+            state = start()
+    else:
+        job.say(f"going on after iteration {state.iteration}")
+    running = steps(state)
+    with job.progress("iterations", total - state.iteration) as bar:
+        while True:
+            job.check_stop()
+            with job.phase("compute"):
+                after = next(running, None)
+            if after is None:
+                return state
+            state = after
+            with job.phase("write"):
+                if state.joined is None:
+                    output.write_iteration(state)
+            job.say(describe(state))
+            bar.advance()
+
+
+def describe(state: State) -> str:
+    """One line about an iteration."""
+    figures = state.history[-1]
+    words = [f"iteration {state.iteration}: {figures['resolution']:.1f} Å", f"compared to {figures['compared_to']:.1f} Å"]
+    words.append(f"Pmax {figures['max_probability']:.2f}")
+    if "healpix_order" in figures:
+        words.append(f"next order {figures['healpix_order']:.0f}{', local' if figures['local'] else ''}")
+        words.append(f"poses changed {figures['rotation_change']:.1f}°, {figures['offset_change']:.2f} Å")
+    else:
+        words.append(f"classes changed {100 * figures['class_change']:.0f} %")
+    return ", ".join(words)
+
+
+def engine_settings(params: EngineParams, device: torch.device, **own: Any) -> Settings:
+    """The engine's settings from the parameters that all jobs share and those of one job."""
+    from verglas.refine.settings import Settings
+
+    return Settings(
+        mask_diameter=params.mask_diameter,
+        offset_range_px=params.offset_range,
+        offset_step_px=params.offset_step,
+        correct_norm=params.do_norm_correction,
+        correct_scale=params.do_scale_correction,
+        padding=params.pad,
+        half_precision=precision(params, device) == "bf16",
+        seed=params.random_seed,
+        **own,
+    )
+
+
+def say_empty_classes(job: Job, state: State) -> None:
+    """Name the classes that no particle belongs to."""
+    counts = [int((state.assignments.classes == k).sum()) for k in range(state.models[0].classes)]
+    empty = [str(k + 1) for k, count in enumerate(counts) if count == 0]
+    if empty:
+        job.warn(f"no particle is in class {', '.join(empty)}: fewer classes would do")

@@ -1,0 +1,137 @@
+"""Files of a run, named as RELION names them; the optimiser is written last and marks its iteration as complete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from verglas.io.atomic import write_text
+from verglas.io.mrc import write_map, write_stack
+from verglas.io.star import write_star
+from verglas.particles import ParticleSet, write_particles
+from verglas.refine.classify import class_shell
+from verglas.refine.model import Model
+from verglas.refine.observations import Observations
+from verglas.refine.relion_tables import NO_RESOLUTION, model_tables, optimiser_table, sampling_tables, with_results
+from verglas.refine.settings import Settings
+from verglas.refine.state import State, load_state, save_state
+from verglas.volume.fsc import shell_to_resolution
+from verglas.volume.sampling import healpix_directions, healpix_pixels, view_directions
+
+_BILD_ORDER = 3
+
+
+class Output:
+    """Writes the iterations of one run into `folder`; `particles` are those of `seen`, written in the order `order`."""
+
+    def __init__(self, folder: Path, particles: ParticleSet, order: np.ndarray, seen: Observations, settings: Settings) -> None:
+        self.folder, self.particles, self.order = folder, particles, order
+        self.seen, self.settings = seen, settings
+
+    @property
+    def key(self) -> str:
+        """What a state must have been made with to be gone on from: settings (a run may be made longer) and particles."""
+        same = {name: value for name, value in asdict(self.settings).items() if name != "iterations"}
+        facts = [repr(sorted(same.items())), *self.particles.column("image_name").astype(str)]
+        return sha256("\n".join(facts).encode()).hexdigest()
+
+    def last_state(self) -> State | None:
+        """The state of the last complete iteration of the same run, or None."""
+        for path in sorted(self.folder.glob("run_it*_optimiser.star"), reverse=True):
+            state = path.with_name(path.name.replace("_optimiser.star", "_state.pt"))
+            key = state.with_suffix(".key")
+            if state.exists() and key.exists() and key.read_text() == self.key:
+                found = load_state(state, self.seen.device)
+                return found if found.iteration <= self.settings.iterations else None
+        return None
+
+    def write_iteration(self, state: State) -> None:
+        """Every file of iteration `state.iteration`; the exact state of the one before is removed when they are all there."""
+        root = self.folder / f"run_it{state.iteration:03d}"
+        self._write_particles(Path(f"{root}_data.star"), state)
+        models = self._write_models(root, state)
+        names = {"rlnExperimentalDataStarFile": f"{root}_data.star", "rlnOrientSamplingStarFile": f"{root}_sampling.star"}
+        write_star(f"{root}_sampling.star", sampling_tables(state, self.settings, self.seen))
+        save_state(Path(f"{root}_state.pt"), state)
+        write_text(f"{root}_state.key", self.key)
+        table = optimiser_table(state, self.settings, str(self.folder / "run"), models, names)
+        write_star(f"{root}_optimiser.star", {"optimiser_general": table})
+        for old in self.folder.glob("run_it*_state.*"):
+            if not old.name.startswith(root.name):
+                old.unlink()
+
+    def write_final(self, state: State) -> None:
+        """The files that a finished automatic refinement leaves beside its iterations."""
+        assert state.joined is not None
+        run = self.folder / "run"
+        pixel_size = self.seen.pixel_size
+        for half, volume in enumerate(state.unfiltered, start=1):
+            write_map(f"{run}_half{half}_class001_unfil.mrc", volume.cpu().numpy(), pixel_size)
+        write_map(f"{run}_class001.mrc", state.joined.references[0].cpu().numpy(), pixel_size)
+        self._write_directions(Path(f"{run}_class001_angdist.bild"), state, 0)
+        write_star(f"{run}_sampling.star", sampling_tables(state, self.settings, self.seen))
+        resolution = [shell_to_resolution(state.progress.resolution_shell, self.seen.box, pixel_size)]
+        images = [f"{run}_class001.mrc"]
+        write_star(f"{run}_model.star", model_tables(state, state.joined, state.weights[-1], resolution, images, self.seen, self.settings))
+        self._write_particles(Path(f"{run}_data.star"), state)
+
+    def _write_particles(self, path: Path, state: State) -> None:
+        write_particles(path, with_results(self.particles, state, self.seen).subset(self.order))
+
+    def _write_models(self, root: Path, state: State) -> list[str]:
+        halves = len(state.models) > 1
+        names = []
+        for number, (model, weight) in enumerate(zip(state.models, state.weights), start=1):
+            stem = f"{root}_half{number}" if halves else str(root)
+            images = self._write_references(stem, model)
+            resolutions = [self._resolution(state, model, k) for k in range(model.classes)]
+            names.append(f"{stem}_model.star")
+            write_star(names[-1], model_tables(state, model, weight, resolutions, images, self.seen, self.settings))
+        if self.settings.dims == 3:
+            for k in range(state.models[0].classes):
+                self._write_directions(Path(f"{root}_class{k + 1:03d}_angdist.bild"), state, k)
+        return names
+
+    def _write_references(self, stem: str, model: Model) -> list[str]:
+        references = model.references.cpu().numpy()
+        if model.dims == 2:
+            write_stack(f"{stem}_classes.mrcs", references, self.seen.pixel_size)
+            return [f"{k:06d}@{stem}_classes.mrcs" for k in range(1, len(references) + 1)]
+        names = [f"{stem}_class{k:03d}.mrc" for k in range(1, len(references) + 1)]
+        for name, reference in zip(names, references):
+            write_map(name, reference, self.seen.pixel_size)
+        return names
+
+    def _resolution(self, state: State, model: Model, number: int) -> float:
+        """Å; RELION's 999 for a class that shows nothing."""
+        shell = state.progress.resolution_shell if len(state.models) > 1 else class_shell(model.ssnr[number])
+        return shell_to_resolution(shell, self.seen.box, self.seen.pixel_size) if shell else NO_RESOLUTION
+
+    def _write_directions(self, path: Path, state: State, number: int) -> None:
+        """Angular distribution as cylinders for ChimeraX: longer and redder where more particles look."""
+        angles = state.assignments.angles()[state.assignments.classes == number].cpu()
+        counts = torch.bincount(healpix_pixels(_BILD_ORDER, angles[:, 0], angles[:, 1]), minlength=12 * 4**_BILD_ORDER).double()
+        share = (counts / counts.max().clamp(min=1)).tolist()
+        views = view_directions(*healpix_directions(_BILD_ORDER))
+        centre = self.seen.box * self.seen.pixel_size / 2
+        radius = 0.55 * self.seen.box * self.seen.pixel_size
+        lines = []
+        for view, part in zip(views.tolist(), share):
+            if part > 0:
+                start, end = ([centre + radius * length * x for x in view] for length in (1.0, 1.0 + 0.3 * part))
+                lines.append(f".color {part:.3f} 0 {1 - part:.3f}")
+                lines.append(".cylinder " + " ".join(f"{x:.3f}" for x in (*start, *end)) + f" {0.02 * radius:.3f}")
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def intermediate_files(folder: Path) -> Iterator[Path]:
+    """Files of all iterations but the last, as RELION's gentle clean removes them, and the exact states."""
+    numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := re.match(r"run_it(\d+)_", path.name))]
+    last = max((number for number, _ in numbered), default=0)
+    return (path for number, path in sorted(numbered) if number < last or "_state." in path.name)
