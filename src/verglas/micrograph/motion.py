@@ -55,13 +55,13 @@ def estimate_motion(frames: torch.Tensor, pixel_size: float, settings: MotionSet
     """Motion of a movie, frames float32 [frames, y, x], pixel size in Å."""
     shape = (int(frames.shape[1]), int(frames.shape[2]))
     small, factor = shrink(frames, pixel_size)
-    tapered = small * edge_taper((small.shape[1], small.shape[2]), small.device)
-    series = Series(torch.fft.rfft2(tapered), (small.shape[1], small.shape[2]), (factor, factor))
+    small_shape = (int(small.shape[1]), int(small.shape[2]))
+    series = Series(torch.fft.rfft2(small * edge_taper(small_shape, small.device)), small_shape, (factor, factor))
     overall, weight = whole_frame_shifts(series, pixel_size, settings)
     notes: list[str] = []
     model, centres, local = no_local_motion(), torch.zeros(0, 2), torch.zeros(0, len(frames), 2)
     if settings.patches != (1, 1) and len(frames) >= 4:
-        centres, patches = patch_series(small, factor, overall, settings)
+        centres, patches = patch_series(series, overall, settings)
         model, local = local_motion(patches.weighted(weight), centres / torch.tensor([shape[1], shape[0]]) - 0.5, 0.05 * min(shape))
         notes = _notes(model, len(centres))
     return Motion(shape, overall.double().cpu(), model, centres, local, notes)
@@ -93,7 +93,7 @@ def shrink(frames: torch.Tensor, pixel_size: float) -> tuple[torch.Tensor, int]:
     return frames - frames.mean(dim=(-2, -1), keepdim=True), factor
 
 
-def edge_taper(shape: tuple[int, int], device: torch.device | str = "cpu", share: float = 0.06) -> torch.Tensor:
+def edge_taper(shape: tuple[int, int], device: torch.device | str = "cpu", share: float = 0.04) -> torch.Tensor:
     """Weight [y, x] that falls to 0 at the edges by a raised cosine over `share` of each side."""
     sides = []
     for length in shape:
@@ -102,18 +102,17 @@ def edge_taper(shape: tuple[int, int], device: torch.device | str = "cpu", share
     return (sides[0][:, None] * sides[1]).to(device)
 
 
-def patch_series(small: torch.Tensor, factor: int, overall: torch.Tensor, settings: MotionSettings) -> tuple[torch.Tensor, Series]:
-    """Centres [patches, 2], px of the movie, and spectra [patches, frames, y, x//2+1] of patches of shrunken frames, moved by `overall`."""
-    height, width = small.shape[1:]
-    whole = Series(torch.fft.rfft2(small), (height, width), (factor, factor))
-    aligned = torch.fft.irfft2(whole.moved(overall), s=(height, width))
+def patch_series(whole: Series, overall: torch.Tensor, settings: MotionSettings) -> tuple[torch.Tensor, Series]:
+    """Centres [patches, 2], px of the movie, and spectra [patches, frames, y, x//2+1] of patches of whole frames moved by `overall`."""
+    height, width = whole.shape
+    aligned = torch.fft.irfft2(whole.moved(overall), s=whole.shape)
     across, down = settings.patches
     shape = (height // down, width // across)
     corners = [(row * height // down, column * width // across) for row in range(down) for column in range(across)]
     tiles = torch.stack([aligned[:, y : y + shape[0], x : x + shape[1]] for y, x in corners])
     tiles = running_mean(tiles - tiles.mean(dim=(-2, -1), keepdim=True), settings.group)
-    centres = torch.tensor([[x + shape[1] / 2, y + shape[0] / 2] for y, x in corners]) * factor
-    return centres, Series(torch.fft.rfft2(tiles * edge_taper(shape, small.device, 0.12)), shape, (factor, factor))
+    centres = torch.tensor([[x + shape[1] / 2, y + shape[0] / 2] for y, x in corners]) * whole.pixel[0]
+    return centres, Series(torch.fft.rfft2(tiles * edge_taper(shape, aligned.device, 0.12)), shape, whole.pixel)
 
 
 def local_motion(patches: Series, places: torch.Tensor, largest: float) -> tuple[LocalModel, torch.Tensor]:

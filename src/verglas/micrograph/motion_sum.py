@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -53,7 +54,7 @@ def sum_frames(
     weighted = torch.zeros_like(plain)
     squares = torch.zeros(half, device=device)
     group: torch.Tensor | None = None
-    spectrum: torch.Tensor | None = None
+    power: torch.Tensor | None = None
     for index, moved in enumerate(moved_frames(frames, motion)):
         transform = torch.fft.rfft2(moved)
         cropped = crop_rect(transform, shape, out_shape)
@@ -65,8 +66,8 @@ def sum_frames(
         if spectrum_group:
             group = transform if group is None else group + transform
             if (index + 1) % spectrum_group == 0 or index + 1 == len(frames):
-                part = resample_spectrum(group.abs().square(), shape, *spectrum_grid)
-                spectrum = part if spectrum is None else spectrum + part
+                part = torch.view_as_real(group).square().sum(dim=-1)
+                power = part if power is None else power + part
                 group = None
     if weights is not None:
         weighted = weighted / squares.sqrt().clamp(min=1e-6)
@@ -75,7 +76,8 @@ def sum_frames(
     def image(transform: torch.Tensor) -> torch.Tensor:
         return (torch.fft.irfft2(transform, s=out_shape) * back).cpu()
 
-    return Sums(image(weighted) if weights is not None else None, image(plain), spectrum.cpu() if spectrum is not None else None)
+    spectrum = resample_spectrum(power, shape, *spectrum_grid).cpu() if power is not None else None
+    return Sums(image(weighted) if weights is not None else None, image(plain), spectrum)
 
 
 def moved_frames(frames: torch.Tensor, motion: Motion) -> Iterator[torch.Tensor]:
@@ -108,13 +110,22 @@ def move_blocks(frame: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     blocks = padded.unfold(0, window, _BLOCK).unfold(1, window, _BLOCK)  # [rows, columns, window, window]
     table = interpolation_matrices(reach).to(frame.device)
     chosen = ((rest + reach) * _FRACTIONS).round().long().to(frame.device)
-    along_y, along_x = table[chosen[..., 1]], table[chosen[..., 0]]
-    moved = along_y @ blocks @ along_x.transpose(-1, -2)
-    return moved.permute(0, 2, 1, 3).reshape(rows * _BLOCK, columns * _BLOCK)[:height, :width]
+    moved = torch.empty(rows, _BLOCK, columns, _BLOCK, device=frame.device)
+    at_once = 1 if frame.device.type == "cpu" else rows  # one row of blocks fits into a core's cache
+    for row in range(0, rows, at_once):
+        part = slice(row, row + at_once)
+        along_y, along_x = (table[chosen[part, :, axis]].flatten(0, 1) for axis in (1, 0))
+        strip = torch.bmm(torch.bmm(along_y, blocks[part].flatten(0, 1)), along_x.transpose(-1, -2))
+        moved[part] = strip.unflatten(0, (-1, columns)).permute(0, 2, 1, 3)
+    return moved.reshape(rows * _BLOCK, columns * _BLOCK)[:height, :width]
 
 
+@lru_cache(maxsize=8)
 def interpolation_matrices(reach: int) -> torch.Tensor:
-    """Matrices [256 reach + 1, 32, window] that move 32 px by -reach ... reach px, out of a window with that margin and the kernel's."""
+    """Matrices [256 reach + 1, 32, window] that move 32 px by -reach ... reach px, out of a window with that margin and the kernel's.
+
+    Made once for each reach: don't write into them.
+    """
     window = _BLOCK + 2 * (reach + _TAPS // 2)
     shift = torch.arange(-reach * _FRACTIONS, reach * _FRACTIONS + 1, dtype=torch.float64)[:, None, None] / _FRACTIONS
     wanted = torch.arange(_BLOCK, dtype=torch.float64)[None, :, None] + reach + _TAPS // 2 - shift
