@@ -106,7 +106,7 @@ def _only_class(state: State, settings: Settings) -> torch.Tensor | None:
     random shares of the particles. Later, in the first half of the iterations, an empty class takes half of the largest one.
     """
     model, own = state.models[0], state.assignments.classes
-    if settings.classes == 1 or not settings.align:
+    if settings.classes == 1:
         return None
     order = torch.randperm(len(own), generator=draw(settings, state.iteration)).to(own.device)
     if state.iteration == 0:

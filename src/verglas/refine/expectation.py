@@ -48,7 +48,7 @@ def expect(
 ) -> tuple[Sums, Found]:
     """Compare the particles `rows` int64 [n] with the references of `model`: the sums over them, and what was found for each.
 
-    only_class: the one class that each particle of all may belong to, −1 for any, int64; or None (global searches only).
+    only_class: the one class that each particle of all may belong to, −1 for any, int64; None leaves all free.
     """
     candidates = Candidates(model.references, search.grid, search.max_shell, search.padding)
     all_of = Pass(seen, assignments, model, search, candidates)
@@ -57,7 +57,9 @@ def expect(
     found = []
     for part in rows.split(_images_at_once(all_of, dense)):
         batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
-        coarse, prior = _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch)
+        coarse, prior = (
+            _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch, only_class)
+        )
         found.append(_fine(all_of, batch, coarse, prior, sums))
     return sums, Found(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Found)))
 
@@ -97,9 +99,9 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
     return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]
 
 
-def _coarse_near(all_of: Pass, batch: Batch) -> tuple[Entries, torch.Tensor]:
+def _coarse_near(all_of: Pass, batch: Batch, only_class: torch.Tensor | None) -> tuple[Entries, torch.Tensor]:
     """As `_coarse_everywhere`, among the candidates near each image's pose; the prior is that of orientation and class."""
-    search, near = all_of.search, _near(all_of, batch)
+    search, near = all_of.search, _near(all_of, batch, only_class)
     shifts = len(search.shifts.coarse)
     every = lists_of(*_all_pairs(len(batch), shifts, near.values.device), len(batch))
     log_shift = all_of.log_shift(batch, search.shifts.coarse)
@@ -110,7 +112,7 @@ def _coarse_near(all_of: Pass, batch: Batch) -> tuple[Entries, torch.Tensor]:
     return entries, near.extra[torch.searchsorted(owner * span + near.values, entries.image * span + entries.row)]
 
 
-def _near(all_of: Pass, batch: Batch) -> Lists:
+def _near(all_of: Pass, batch: Batch, only_class: torch.Tensor | None) -> Lists:
     """Coarse candidates near each image's pose, in every class, with their log prior."""
     search, log_class = all_of.search, all_of.log_class()
     if search.given:
@@ -124,7 +126,12 @@ def _near(all_of: Pass, batch: Batch) -> Lists:
         image, pose, prior = (value.to(log_class.device) for value in found)
     classes = torch.arange(len(log_class), device=log_class.device)[:, None]
     candidate = pose + classes * len(search.grid)
-    return lists_of(image.expand_as(candidate).flatten(), candidate.flatten(), len(batch), (prior + log_class[:, None]).flatten())
+    owner, log_prior = image.expand_as(candidate), prior + log_class[:, None]
+    if only_class is not None:
+        bound = only_class[batch.rows][image]
+        allowed = (bound < 0) | (bound == classes)
+        owner, candidate, log_prior = owner[allowed], candidate[allowed], log_prior[allowed]
+    return lists_of(owner.flatten(), candidate.flatten(), len(batch), log_prior.flatten())
 
 
 def _fine(all_of: Pass, batch: Batch, coarse: Entries, prior: torch.Tensor, sums: Sums) -> Found:

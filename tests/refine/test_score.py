@@ -1,0 +1,96 @@
+"""Scores, weights and ragged lists against their definitions."""
+
+import pytest
+import torch
+
+from verglas.refine.posterior import keep_weight, winner
+from verglas.refine.ragged import chunks, lists_of, padded, parts_within
+from verglas.refine.score import DenseSlices, own_scores, reals, shifted
+
+
+def operands(images: int = 5, shifts: int = 3, slices: int = 40, k: int = 64) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    common = 8 * torch.randn(1, k, dtype=torch.complex64, generator=generator)
+    return (
+        torch.randn(images, k, dtype=torch.complex64, generator=generator) + common,
+        torch.rand(images, k, generator=generator),
+        torch.polar(torch.ones(shifts, k), torch.rand(shifts, k, generator=generator) * 6),
+        torch.randn(slices, k, dtype=torch.complex64, generator=generator) + common,
+    )
+
+
+def direct(images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
+    """log p up to terms of the image alone: −½ Σ |X S − C P|² + ½ Σ |X|², in double precision [b, t, r]."""
+    moved = images.to(torch.complex128)[:, None] * factors
+    difference = moved[:, :, None] - (ctf[:, None] * slices).to(torch.complex128)[:, None]
+    return 0.5 * moved.abs().square().sum(-1)[:, :, None] - 0.5 * difference.abs().square().sum(-1)
+
+
+def test_scores_are_the_log_likelihood() -> None:
+    images, ctf, factors, slices = operands()
+    exact = direct(images, ctf, factors, slices)
+    dense = DenseSlices(reals(slices), half_precision=False).scores(shifted(images, ctf, factors), ctf)
+    assert (dense - exact).abs().max() < 1e-3
+    own = own_scores(shifted(images, ctf, factors), ctf, reals(slices).expand(5, -1, -1))
+    assert (own.mT - exact).abs().max() < 1e-3
+
+
+def test_half_precision_errs_by_the_spread_not_by_the_size() -> None:
+    """Slices that share most of what they show: large scores of little spread, which bf16 alone would round by their size."""
+    images, ctf, factors, slices = operands(slices=400)
+    exact = direct(images, ctf, factors, slices)
+    found = DenseSlices(reals(slices), half_precision=True).scores(shifted(images, ctf, factors), ctf)
+    error = (found - exact).square().mean().sqrt()
+    plain = (shifted(images, ctf, factors).flatten(0, 1).bfloat16() @ reals(slices).bfloat16().T).float().view(5, 3, -1)
+    plain -= 0.5 * (ctf.square() @ slices.abs().square().T)[:, None]
+    assert error < 0.01 * exact.std()
+    assert error < 0.25 * (plain - exact).square().mean().sqrt()
+
+
+def test_correlations_do_not_depend_on_the_references_scale() -> None:
+    images, ctf, factors, slices = operands()
+    moved = shifted(images, ctf, factors)
+    one, ten = (DenseSlices(reals(scale * slices), False).correlations(moved, ctf) for scale in (1.0, 10.0))
+    assert torch.allclose(one, ten, rtol=1e-4, atol=1e-4)
+
+
+def test_kept_weight_is_the_smallest_set_and_sums_to_one() -> None:
+    scores = torch.randn(6, 300, generator=torch.Generator().manual_seed(2)) * 3
+    scores[0, 7:] = -torch.inf
+    kept, normaliser = keep_weight(scores, 0.99, 1000)
+    weights = torch.softmax(scores.double(), dim=1)
+    for image in range(6):
+        mine = kept.place[kept.image == image]
+        ordered = weights[image].sort(descending=True)
+        count = int((ordered.values.cumsum(0) < 0.99).sum()) + 1
+        assert set(mine.tolist()) == set(ordered.indices[:count].tolist())
+        assert abs(float(kept.weight[kept.image == image].sum()) - 1) < 1e-5
+    assert torch.allclose(normaliser.largest + normaliser.log_sum, torch.logsumexp(scores, 1), atol=1e-4)
+    assert torch.bincount(keep_weight(torch.zeros(3, 500), 0.999, 20)[0].image).tolist() == [20, 20, 20]
+    assert winner(scores)[0].place.tolist() == scores.argmax(1).tolist()
+
+
+def test_a_score_of_thousands_does_not_overflow() -> None:
+    scores = torch.tensor([[5000.0, 5001.0, 4000.0], [-9000.0, -9001.0, -torch.inf]])
+    kept, normaliser = keep_weight(scores, 0.999, 10)
+    assert torch.isfinite(kept.weight).all() and torch.isfinite(normaliser.largest).all()
+    assert torch.allclose(kept.weight, torch.tensor([0.7311, 0.2689, 0.7311, 0.2689]), atol=1e-3)
+
+
+def test_lists_and_their_padding() -> None:
+    lists = lists_of(torch.tensor([2, 0, 2, 0, 2]), torch.tensor([5, 9, 5, 1, 3]), 3, torch.tensor([0.5, 0.9, 0.5, 0.1, 0.3]))
+    assert lists.counts.tolist() == [2, 0, 2]
+    place, real = padded(lists, torch.tensor([2, 0]))
+    assert lists.values[place].tolist() == [[3, 5], [1, 9]] and real.all()
+    assert torch.allclose(lists.extra[place], torch.tensor([[0.3, 0.5], [0.1, 0.9]]))
+    assert not padded(lists, torch.tensor([1, 0]))[1][0].any()
+
+
+@pytest.mark.parametrize("budget", [1, 7, 100])
+def test_chunks_hold_every_owner_once(budget: int) -> None:
+    sizes = torch.tensor([3, 1, 4, 1, 5, 0, 2])
+    order = torch.cat(list(chunks(sizes, budget)))
+    assert sorted(order.tolist()) == list(range(7))
+    runs = list(parts_within(sizes, budget))
+    assert [i for first, last in runs for i in range(first, last)] == list(range(7))
+    assert all(int(sizes[first:last].sum()) <= budget or last - first == 1 for first, last in runs)
