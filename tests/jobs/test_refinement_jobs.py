@@ -236,7 +236,8 @@ def test_relion_goes_on_from_our_particles(project: Path) -> None:
     run_job(refine3d.JOB, REFINE3D, inputs(), Path("job"))
     Path("relion").mkdir()
     command = (
-        "relion_refine --i job/run_data.star --o relion/run --ref job/run_class001.mrc --firstiter_cc --ini_high 15 --iter 1 --tau2_fudge 1 --K 1 "
+        "relion_refine --i job/run_data.star --o relion/run --ref job/run_class001.mrc --firstiter_cc --ini_high 15 --iter 1 "
+        "--tau2_fudge 1 --K 1 "
         f"--healpix_order 3 --sigma_ang 3 --offset_range 3 --offset_step 1 --sym D2 --ctf --pad 2 --particle_diameter {DIAMETER} "
         "--flatten_solvent --zero_mask --oversampling 1 --norm --scale --dont_combine_weights_via_disc --random_seed 1 --j 1"
     )
