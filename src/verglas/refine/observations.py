@@ -16,10 +16,11 @@ from verglas.optics.aberrations import aberration_phase
 from verglas.optics.ctf import ctf
 from verglas.particles import ImageSource, ParticleSet, beam_tilt, ctf_parameters, magnification
 from verglas.refine.assignments import Assignments
-from verglas.volume.fourier import rfft_centred
+from verglas.volume.fourier import fourier_pad, rfft_centred
 from verglas.volume.masks import soft_circle
 from verglas.volume.slices import Pixels, pixel_list
 
+_FINER = 3  # sampling of images that are freed of anisotropic magnification
 MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
 _TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
 
@@ -69,7 +70,8 @@ class Observations:
         self._even = _zernike(particles, "even_zernike")
         self._odd = _zernike(particles, "odd_zernike") if correct_ctf else None
         self._tilt = beam_tilt(particles) if correct_ctf else None
-        self.magnification = magnification(particles)
+        matrices = magnification(particles) if correct_ctf else None
+        self.magnification = None if matrices is None or bool((matrices == torch.eye(2)).all()) else matrices
         self.all_pixels = pixel_list(self.box, (self.box - 1) // 2, device=self.device)
         self.pixels_of_shell = torch.bincount(self.all_pixels.shell, minlength=self.shells)
 
@@ -82,10 +84,13 @@ class Observations:
         return (self.box - 1) // 2 + 1
 
     def images(self, rows: torch.Tensor, assignments: Assignments) -> torch.Tensor:
-        """Images [b, N, N] divided by their norm correction and moved by the whole pixels of their origins."""
+        """Images [b, N, N] over their norm correction, moved by the whole pixels of their origins, free of anisotropic magnification."""
         images = self.source.read(rows.cpu().numpy()).to(self.device)
         images = images / assignments.norm[rows].to(images)[:, None, None]
-        return rolled(images, assignments.whole_shifts(rows, self.pixel_size))
+        images = rolled(images, assignments.whole_shifts(rows, self.pixel_size))
+        if self.magnification is None:
+            return images
+        return unmagnified(images, self.magnification.to(images)[self.noise_group[rows]])
 
     def batch(
         self, rows: torch.Tensor, assignments: Assignments, sigma2: torch.Tensor, pixels: Pixels, *, exact_origins: bool = False
@@ -127,7 +132,7 @@ class Observations:
     def _ctf_of(self, rows: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         if self._ctf is None:
             return torch.ones(len(rows), len(pixels), device=self.device)
-        optics = {"mag": self.magnification, "even_zernike": self._even}
+        optics = {"even_zernike": self._even}
         per_row = {name: value.to(self.device)[self.noise_group[rows]] for name, value in optics.items() if value is not None}
         parameters = {name: value[rows] for name, value in self._ctf.items()}
         kx, ky = self._frequencies(pixels)
@@ -137,7 +142,7 @@ class Observations:
         if self._ctf is None or (self._tilt is None and self._odd is None):
             return None
         group = self.noise_group[rows]
-        optics = {"beam_tilt": self._tilt, "odd_zernike": self._odd, "mag": self.magnification}
+        optics = {"beam_tilt": self._tilt, "odd_zernike": self._odd}
         per_row = {name: value.to(self.device)[group] for name, value in optics.items() if value is not None}
         lens = {name: self._ctf[name][rows] for name in ("voltage", "spherical_aberration")}
         kx, ky = self._frequencies(pixels)
@@ -157,6 +162,21 @@ def rolled(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     line = torch.arange(box, device=images.device)
     x, y = ((line - shifts[:, axis, None]) % box for axis in (0, 1))
     return images[torch.arange(len(images), device=images.device)[:, None, None], y[:, :, None], x[:, None, :]]
+
+
+def unmagnified(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Images [b, N, N] whose transform at M k is what it was at k, for anisotropic magnifications M [b, 2, 2] (RELION.md §2).
+
+    Then CTF, aberrations and slices are all taken at k itself. x'(r) = |M| x(Mᵀ r), sampled on a grid three times as fine.
+    """
+    box = images.shape[-1]
+    fine = fourier_pad(images, _FINER * box)
+    line = torch.arange(box, device=images.device, dtype=images.dtype) - box // 2
+    places = torch.stack(torch.meshgrid(line, line, indexing="ij")[::-1], dim=-1)
+    source = torch.einsum("bij,yxi->byxj", matrices, places) * _FINER + (_FINER * box) // 2
+    grid = 2 * source / (_FINER * box - 1) - 1
+    sampled = torch.nn.functional.grid_sample(fine[:, None], grid, mode="bicubic", padding_mode="border", align_corners=True)
+    return sampled[:, 0] * torch.linalg.det(matrices)[:, None, None]
 
 
 def unusable(source: ImageSource, chunk: int = 1000) -> dict[int, str]:

@@ -1,0 +1,125 @@
+"""What the engine makes of images before it compares them."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refine.sets import particles, seen
+from verglas.errors import InputError
+from verglas.optics.aberrations import aberration_phase
+from verglas.particles import ArrayImages, write_particles
+from verglas.refine.assignments import from_particles
+from verglas.refine.observations import check_mask_diameter, rolled, shift_factors, unmagnified, unusable
+from verglas.volume.fourier import fourier_shift, frequency_grid, irfft_centred, rfft_centred
+from verglas.volume.reconstruct import reconstruct
+from verglas.volume.rotations import euler_to_matrix
+from verglas.volume.slices import FourierSums, Projector, pixel_list
+
+BOX, PIXEL = 32, 6.0
+
+
+def test_images_are_centred_masked_and_whitened() -> None:
+    """The particle stands in the middle after the whole-pixel move, with the rest left to the exact origins."""
+    images, table, truth = particles(40, BOX, PIXEL, 50.0)
+    view = seen(images, table)
+    own = from_particles(table, len(view.micrographs))
+    pixels = pixel_list(BOX, 10, multiple=64)
+    sigma2 = torch.full((1, view.shells), 4.0, dtype=torch.float64)
+    batch = view.batch(torch.arange(40), own, sigma2, pixels, exact_origins=True)
+    slices = Projector(truth, 10).project(own.matrices, pixels)
+    expected = batch.ctf * slices
+    assert ((batch.unmasked - expected).norm(dim=1) / expected.norm(dim=1)).median() < 0.15
+    assert batch.masked.abs().square().sum() < batch.unmasked.abs().square().sum()
+    assert not batch.ctf[:, pixels.count :].any() and not batch.masked[:, pixels.count :].any()
+    assert torch.allclose(
+        view.batch(torch.arange(40), own, 4 * sigma2, pixels).masked * 2, view.batch(torch.arange(40), own, sigma2, pixels).masked
+    )
+
+
+def test_rolling_is_shifting_by_whole_pixels() -> None:
+    images = torch.randn(3, 15, 15, generator=torch.Generator().manual_seed(1))
+    shifts = torch.tensor([[2, -3], [0, 5], [-7, 1]])
+    assert torch.allclose(rolled(images, shifts), fourier_shift(images, shifts.float()), atol=1e-5)
+    pixels = pixel_list(15, 7)
+    assert torch.allclose(
+        pixels.pack(rfft_centred(rolled(images, shifts))),
+        pixels.pack(rfft_centred(images)) * shift_factors(pixels, shifts.float()),
+        atol=1e-4,
+    )
+
+
+def test_beam_tilt_is_undone() -> None:
+    images, table, _ = particles(10, BOX, PIXEL, 1.0)
+    kx, ky = frequency_grid(BOX, PIXEL)
+    tilt = {"beam_tilt_x": 60.0, "beam_tilt_y": -30.0}  # mrad: much, as these pixels are large
+    phase = aberration_phase(kx, ky, voltage=200.0, spherical_aberration=2.7, beam_tilt=torch.tensor(list(tilt.values())))
+    tilted = irfft_centred(rfft_centred(images) * phase, BOX)
+    pixels, rows = pixel_list(BOX, 12), torch.arange(10)
+    batches = []
+    for stack, particles_ in ((images, table), (tilted, table.with_optics(**tilt))):
+        view = seen(stack, particles_)
+        own = from_particles(table.with_columns(origin_x=0.0, origin_y=0.0), len(view.micrographs))
+        batches.append(view.batch(rows, own, torch.ones(1, view.shells, dtype=torch.float64), pixels).unmasked)
+    assert (batches[0] - batches[1]).abs().max() < 1e-3 * batches[0].abs().max()
+    assert (pixels.pack(rfft_centred(tilted)) - batches[0]).abs().max() > 0.3 * batches[0].abs().max()
+
+
+def test_unmagnified_images_have_the_transform_of_k_at_mk() -> None:
+    """A Gaussian's transform is known everywhere."""
+    line = torch.arange(BOX) - BOX // 2
+    y, x = torch.meshgrid(line.float(), line.float(), indexing="ij")
+    matrix = torch.tensor([[1.03, 0.02], [-0.01, 0.96]])
+    image = torch.exp(-(x**2 / 8 + y**2 / 18))
+    pixels = pixel_list(BOX, 8)
+    k = torch.linalg.inv(matrix) @ torch.stack([pixels.kx, pixels.ky]) / BOX
+    exact = 2 * torch.pi * 6 * torch.exp(-2 * torch.pi**2 * (4 * k[0] ** 2 + 9 * k[1] ** 2))
+    found = pixels.pack(rfft_centred(unmagnified(image[None], matrix[None])))[0]
+    assert (found.real - exact).abs().max() < 5e-3 * exact.max()
+
+
+@pytest.mark.relion
+def test_magnification_is_that_of_relion(tmp_path: Path) -> None:
+    """`relion_reconstruct` of the same images with the same matrix: the maps agree, and less so when it is left out."""
+    from verglas.io.mrc import read_map, write_stack
+    from verglas.volume.fsc import fsc
+
+    images, table, _ = particles(150, BOX, PIXEL, 2.0)
+    squeezed = table.with_optics(mag_00=1.06, mag_01=0.02, mag_10=0.01, mag_11=0.95)
+    write_stack(tmp_path / "images.mrcs", images.numpy(), PIXEL)
+    write_particles(tmp_path / "p.star", squeezed)
+    subprocess.run(
+        ["relion_reconstruct", "--i", "p.star", "--o", "r.mrc", "--ctf", "--sym", "C1", "--j", "1"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    theirs = torch.as_tensor(read_map(tmp_path / "r.mrc")[0])
+    agreement = []
+    for particles_ in (squeezed, table):
+        view = seen(images, particles_)
+        own = from_particles(table, len(view.micrographs))
+        pixels = pixel_list(BOX, 15)
+        batch = view.batch(torch.arange(150), own, torch.ones(1, view.shells, dtype=torch.float64), pixels, exact_origins=True)
+        sums = FourierSums(BOX, 3, 15)
+        sums.add(euler_to_matrix(torch.as_tensor(table.angles())).float(), pixels, batch.unmasked * batch.ctf, batch.ctf.square())
+        agreement.append(fsc(reconstruct(sums), theirs)[4:11])
+    assert (agreement[0] > 0.95).all(), agreement
+    assert ((1 - agreement[1])[-4:] > 1.4 * (1 - agreement[0])[-4:]).all(), agreement
+
+
+def test_particles_that_cannot_be_used_are_found() -> None:
+    images = torch.randn(50, 16, 16, generator=torch.Generator().manual_seed(1))
+    images[5], images[6, 0, 0], images[7, 1, 1], images[8] = 3.0, torch.nan, torch.inf, images[8] * 1000
+    images[9] *= 5
+    assert sorted(unusable(ArrayImages(images, 1.0), chunk=7)) == [5, 6, 7, 8]
+    assert unusable(ArrayImages(torch.randn(5, 8, 8), 1.0)) == {}
+
+
+@pytest.mark.parametrize("diameter", [0.5, 200.0, np.nan])
+def test_masks_that_do_not_fit(diameter: float) -> None:
+    with pytest.raises(InputError, match="does not fit"):
+        check_mask_diameter(diameter, BOX, PIXEL)
+    check_mask_diameter(150.0, BOX, PIXEL)
