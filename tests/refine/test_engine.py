@@ -133,3 +133,19 @@ def test_half_sets_are_kept_or_split_by_name() -> None:
     order = np.random.default_rng(1).permutation(200)
     assert (split_halves(table.subset(order), 1)[0] == split_halves(table, 1)[0][order]).all()
     assert (split_halves(table, 2)[0] != split_halves(table, 1)[0]).any()
+
+
+@pytest.mark.gpu
+def test_a_card_finds_what_the_cpu_finds(finished: State) -> None:
+    """To summation order: the halves agree as well, and nearly all poses are the same to a grid's step."""
+    from verglas.particles import ArrayImages
+    from verglas.refine.observations import Observations
+
+    images, table, truth = particles(200, BOX, PIXEL, 0.2)
+    settings = Settings(dims=3, mask_diameter=DIAMETER, symmetry="D2", ini_high=40.0, local_order=3, iterations=7)
+    view = Observations(table, ArrayImages(images, PIXEL), mask_diameter=DIAMETER, device="cuda")
+    own = from_particles(table, len(view.micrographs), split_halves(table, 1)[0], "cuda")
+    own.matrices[:], own.origins[:] = torch.eye(3, device="cuda"), 0.0
+    state = list(refine(view, first_state(view, own, truth[None], settings), settings))[-1]
+    assert (state.fsc.cpu() - finished.fsc).abs().max() < 0.05
+    assert (state.assignments.matrices.cpu() - finished.assignments.matrices).abs().amax((1, 2)).median() < 0.02
