@@ -1,0 +1,32 @@
+"""Devices are taken as asked for or refused, and batches fit the memory."""
+
+import pytest
+import torch
+
+from verglas.compute.device import choose_device, use_threads
+from verglas.compute.memory import batch_size, free_bytes
+from verglas.errors import InputError
+
+
+def test_a_card_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="cuda"):
+        choose_device(f"cuda:{torch.cuda.device_count()}")
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(InputError):
+        choose_device(name)
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    assert use_threads(1) == 1 == torch.get_num_threads()
+    torch.set_num_threads(before)
+
+
+def test_batches_fit_the_free_memory() -> None:
+    cpu = torch.device("cpu")
+    assert batch_size(1, cpu, at_most=7) == 7
+    assert batch_size(1 << 60, cpu, at_most=7) == 1
+    assert 1 <= batch_size(free_bytes(cpu) // 10, cpu, at_most=100) <= 6

@@ -1,0 +1,90 @@
+"""Images found by name: indices counted from 1 and checked before any work (CASES 6)."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from verglas.errors import InputError
+from verglas.io.mrc import write_stack
+from verglas.particles import OpticsGroups, ParticleSet, StackImages, ctf_parameters
+from verglas.particles.duplicates import keep_one_of_duplicates
+
+OPTICS = OpticsGroups(
+    pd.DataFrame(
+        {
+            "optics_group": [1],
+            "pixel_size": [2.0],
+            "box_size": [8],
+            "movie_pixel_size": [1.0],
+            "voltage": [300.0],
+            "spherical_aberration": [2.7],
+            "amplitude_contrast": [0.1],
+        }
+    )
+)
+
+
+def named(*names: str) -> ParticleSet:
+    return ParticleSet(OPTICS, pd.DataFrame({"image_name": list(names), "optics_group": 1}))
+
+
+@pytest.fixture
+def stacks(tmp_path: Path) -> tuple[Path, Path]:
+    for number, name in enumerate(("a.mrcs", "b.mrc")):
+        images = np.arange(5, dtype=np.float32)[:, None, None] + np.zeros((5, 8, 8), np.float32) + 10 * number
+        write_stack(tmp_path / name, images, 2.0)
+    return tmp_path / "a.mrcs", tmp_path / "b.mrc"
+
+
+def test_reads_in_the_order_asked_from_several_stacks(stacks: tuple[Path, Path]) -> None:
+    a, b = stacks
+    source = StackImages(named(f"000001@{a}", f"5@{b}", f"000003@{a}"))
+    assert source.read(np.array([1, 2, 0]))[:, 0, 0].tolist() == [14.0, 2.0, 0.0]
+    assert source.preload().read(np.array([1]))[0, 3, 3] == 14.0
+
+
+@pytest.mark.parametrize("index", ["000000", "9", "x"])
+def test_an_index_outside_the_stack_is_refused_before_work(stacks: tuple[Path, Path], index: str) -> None:
+    with pytest.raises(InputError):
+        StackImages(named(f"{index}@{stacks[0]}"))
+
+
+def test_the_error_names_index_and_size(stacks: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match=r"image 9 asked for, it holds 1 to 5"):
+        StackImages(named(f"1@{stacks[0]}", f"9@{stacks[0]}"))
+
+
+def test_a_missing_stack_is_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such stack, 2 particles"):
+        StackImages(named(f"1@{tmp_path}/none.mrcs", f"2@{tmp_path}/none.mrcs"))
+
+
+def test_missing_or_bad_defocus_is_refused() -> None:
+    particles = named("1@a.mrcs", "2@a.mrcs")
+    with pytest.raises(InputError, match="defocus_u"):
+        ctf_parameters(particles)
+    bad = particles.with_columns(defocus_u=[1e4, np.nan], defocus_v=1e4, defocus_angle=0.0)
+    with pytest.raises(InputError, match="row 2"):
+        ctf_parameters(bad)
+
+
+def test_of_duplicates_the_better_stays_and_chains_are_not_eaten_whole() -> None:
+    particles = named("1@a", "2@a", "3@a", "4@a").with_columns(
+        micrograph_name=["m", "m", "m", "other"],
+        coordinate_x=[0.0, 20.0, 40.0, 0.0],
+        coordinate_y=0.0,
+        origin_x=0.0,
+        origin_y=0.0,
+        max_probability=[0.9, 0.5, 0.4, 0.1],
+    )
+    # The middle one goes because of the first; the last has then no neighbour that stays.
+    assert keep_one_of_duplicates(particles, 25.0).tolist() == [True, False, True, True]
+
+
+def test_duplicates_are_found_after_the_shift_to_the_aligned_centre() -> None:
+    particles = named("1@a", "2@a").with_columns(
+        micrograph_name="m", coordinate_x=[100.0, 160.0], coordinate_y=50.0, origin_x=[-30.0, 25.0], origin_y=0.0
+    )
+    assert keep_one_of_duplicates(particles, 10.0).tolist() == [True, False]
