@@ -1,6 +1,6 @@
 """How long `verglas --help` takes, whole process, least of several runs: the aim is 0.3 s.
 
-    python benchmarks/import_time.py
+python benchmarks/import_time.py
 """
 
 import subprocess

@@ -47,7 +47,7 @@ def param(default: Any, help: str, *, label: str = "", flag: str = "", unit: str
 
     `default=...` makes it required. Choices are a `Literal` annotation; on/off is `bool`; empty is `None`.
     """
-    extra = {"label": label, "flag": flag, "unit": unit}
+    extra: dict[str, Any] = {"label": label, "flag": flag, "unit": unit}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 

@@ -28,7 +28,8 @@ def import_movies(job: Job) -> Items:
     kind = job.params.kind
     listed = _listed(job)
     names = listed.names()
-    items, good, shapes = Items(kind, total=len(names)), [], {}
+    items, good = Items(kind, total=len(names)), []
+    shapes: dict[Any, Any] = {}
     check = _check_movie if kind == "movies" else _check_micrograph
     with job.progress(kind, len(names)) as bar, job.phase("read"):
         for row, name in enumerate(names):
@@ -317,10 +318,10 @@ def _coordinates_of(names: list[str], files: list[Path]) -> tuple[dict[str, Call
             keys = [Path(str(name)).name for name in table["micrograph_name"]]
             of_key = {Path(name).name: name for name in names} | {Path(name).stem: name for name in names}
             owner = [of_key.get(key) or of_key.get(Path(key).stem) for key in keys]
-            whole = table.assign(_owner=owner)
+            whole = table.assign(_owner=owner)  # type: ignore[arg-type]
             parts = {str(name): part.drop(columns="_owner") for name, part in whole.groupby("_owner")}
             strangers = list(dict.fromkeys(key for key, name in zip(keys, owner) if name is None))
-            return {name: (lambda part=part: part) for name, part in parts.items()}, strangers
+            return {name: part.copy for name, part in parts.items()}, strangers
     found: dict[str, Callable[[], pd.DataFrame]] = {}
     unknown = []
     for file in files:

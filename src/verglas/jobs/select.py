@@ -201,9 +201,9 @@ def _read_classes(model: Path) -> dict[str, Any]:
     """Reference names, occupancies and estimated resolutions (Å, inf where there is none) of a model STAR."""
     import numpy as np
 
-    from verglas.io.star import numbers, read_star
+    from verglas.io.star import list_table, numbers, read_star
 
-    frame = read_star(model)["model_classes"]
+    frame = list_table(read_star(model), "model_classes", model)
     resolution = numbers(frame, "rlnEstimatedResolution", model)
     return {
         "image": [str(name) for name in frame["rlnReferenceImage"]],

@@ -143,7 +143,10 @@ def join(sets: list[Rows]) -> Rows:
     groups: list[dict[str, Any]] = []
     tables = []
     for part in sets:
-        numbers = [_find_or_add(groups, row) for row in part.optics.table.drop(columns="optics_group").to_dict("records")]
+        numbers = [
+            _find_or_add(groups, {str(key): value for key, value in row.items()})
+            for row in part.optics.table.drop(columns="optics_group").to_dict("records")
+        ]
         tables.append(part.table.assign(optics_group=np.asarray(numbers, np.int64)[part.optics_index]))
     _same_columns("tables", [set(table.columns) for table in tables])
     groups = [_NEUTRAL_OPTICS | group if len(group) < max(map(len, groups)) else group for group in groups]
@@ -175,7 +178,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _same_columns(what: str, columns: list[set[str]]) -> None:
-    missing = sorted(set.union(*columns) - set.intersection(*columns))
+    missing = sorted(set().union(*columns) - columns[0].intersection(*columns))
     if missing:
         raise InputError("join", f"some {what} lack {', '.join(missing)}", "Bring all files to the same stage first")
 

@@ -27,14 +27,16 @@ def write_report(root: Path, path: Path, title: str = "", extra: Sequence[Sectio
     """Write the page for the jobs under `root`; `extra` sections, such as scores against truth, come after the table."""
     from verglas.io.atomic import write_text
 
+    table, *rest = project_sections(root)
+    write_text(path, page(title or root.resolve().name, [table, *extra, *rest]))
+
+
+def project_sections(root: Path, prefix: str = "") -> list[Section]:
+    """The job table, the timeline, and every job's pictures; `prefix` stands before each heading."""
     rows = collect(root)
-    sections = [
-        Section("Jobs", html_table(rows)),
-        *extra,
-        Section("Timeline", timeline(rows)),
-        *(section for row in rows if (section := _pictures(root, row))),
-    ]
-    write_text(path, page(title or root.resolve().name, sections))
+    drawn = [section for row in rows if (section := _pictures(root, row))]
+    sections = [Section("Jobs", html_table(rows)), Section("Timeline", timeline(rows)), *drawn]
+    return [Section(prefix + section.title, section.body) for section in sections]
 
 
 def page(title: str, sections: Sequence[Section]) -> str:

@@ -1,0 +1,97 @@
+"""`verglas bench`: simulate, run the recipe, score against the truth, tables and one report.
+
+Every repeat is a project of its own beside the simulated data, run by `verglas run` in a process of its own; what is there
+already is kept, so that a benchmark that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from verglas.bench.measurement import Measurement, as_text, table
+from verglas.errors import InputError
+from verglas.records.record import FAIL, read_record
+
+
+def run_bench(recipe: str, *, tier: str, repeat: int, out: Path, settings: dict[str, str], as_json: bool = False) -> int:
+    """Run the benchmark; 0 when every run ended, every job passed and every measurement is in range, else 1.
+
+    Raises InputError for a tier that doesn't exist.
+    """
+    from verglas.bench.variables import TIERS
+
+    if tier not in TIERS:
+        raise InputError("--tier", f"{tier!r} is not a tier", f"Known: {', '.join(TIERS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    simulation, say = out / "simulated", sys.stderr if as_json else sys.stdout
+    code = _verglas(["simulate", "--tier", tier, "--out", simulation.name], out, say)
+    if code:
+        return code
+    projects = [out / f"run{number}" for number in range(1, repeat + 1)]
+    codes = [_run(recipe, tier, project, simulation, {"seed": str(n), **settings}, say) for n, project in enumerate(projects, start=1)]
+    return _tell(recipe, tier, projects, simulation, codes, out, as_json)
+
+
+def _run(recipe: str, tier: str, project: Path, simulation: Path, settings: dict[str, str], say: TextIO) -> int:
+    """One repeat in its own project, which reaches the data through links."""
+    from verglas.bench.variables import recipe_variables
+
+    project.mkdir(exist_ok=True)
+    if not (project / "default_pipeline.star").exists():
+        _verglas(["new", "."], project, say)
+    for name in ("movies", "gain.mrc"):
+        if not (project / name).is_symlink():
+            (project / name).symlink_to(os.path.relpath(simulation / name, project))
+    values = recipe_variables(simulation, tier) | settings
+    return _verglas(["run", recipe, *(word for name, value in values.items() for word in ("--set", f"{name}={value}"))], project, say)
+
+
+def _verglas(words: list[str], where: Path, say: TextIO) -> int:
+    """Exit code of a command of ours, run in folder `where`."""
+    say.flush()
+    return subprocess.run([sys.executable, "-m", "verglas", *words], cwd=where, stdout=say).returncode
+
+
+def _tell(recipe: str, tier: str, projects: Sequence[Path], simulation: Path, codes: list[int], out: Path, as_json: bool) -> int:
+    from verglas.bench.report import write_bench_report
+    from verglas.bench.scoring import score_run
+    from verglas.records.render import as_text as jobs_as_text
+    from verglas.records.table import collect
+
+    folders = [step_folders(project) for project in projects]
+    runs = [score_run(steps, simulation) if code == 0 else [] for steps, code in zip(folders, codes)]
+    complete = [lines for lines in runs if lines]
+    rows = table(complete)
+    good = not any(codes) and all(line.passed for lines in runs for line in lines)
+    report = write_bench_report(out / "report.html", f"{recipe}, {tier} tier", projects, folders, simulation, rows)
+    if as_json:
+        print(
+            json.dumps(
+                {"exit_codes": codes, "passed": good, "report": str(report), "measurements": [_plain(lines) for lines in runs]}, indent=1
+            )
+        )
+    else:
+        print("\n" + "\n\n".join(jobs_as_text(collect(project)) for project in projects))
+        print("\n" + as_text(rows) + f"\n\n{'PASS' if good else 'FAIL'}: {len(complete)} of {len(projects)} runs scored; report: {report}")
+    return 0 if good else 1
+
+
+def step_folders(project: Path) -> dict[str, Path]:
+    """The newest job folder of each step of the recipe that did not fail."""
+    found: dict[str, tuple[int, Path]] = {}
+    for path in sorted(project.glob("*/job*/record.json")):
+        record = read_record(path.parent)
+        if record is not None and record.step and record.state == "finished" and record.verdict != FAIL:
+            step, number = record.step.partition("/")[2], int(path.parent.name.removeprefix("job"))
+            found[step] = max(found.get(step, (0, path.parent)), (number, path.parent))
+    return {step: folder for step, (_, folder) in found.items()}
+
+
+def _plain(lines: Sequence[Measurement]) -> list[dict[str, object]]:
+    return [{"step": m.step, "name": m.name, "value": m.value, "unit": m.unit, "reference": m.reference, "passed": m.passed} for m in lines]

@@ -1,0 +1,74 @@
+"""The benchmark's report: scores against truth, the truth's pictures, and the job table of every repeat, in one HTML file."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from verglas.records.report import Section, page, picture, project_sections
+
+
+def write_bench_report(
+    path: Path, title: str, projects: Sequence[Path], folders: Sequence[dict[str, Path]], simulation: Path, rows: Sequence[tuple[str, ...]]
+) -> Path:
+    """Write the page; a repeat whose final refinement is missing has no truth picture. Returns `path`."""
+    from verglas.io.atomic import write_text
+
+    sections = [Section("Measured against the truth", _score_table(rows))]
+    for project, steps in zip(projects, folders):
+        if "refine_2x" in steps:
+            sections.append(Section(f"{project.name}: final map and the true map", _truth_pictures(steps["refine_2x"], simulation)))
+        if "pick_template" in steps:
+            sections.append(Section(f"{project.name}: picks and the true particles", _pick_picture(steps, simulation)))
+        sections += project_sections(project, prefix=f"{project.name}: " if len(projects) > 1 else "")
+    write_text(path, page(title, sections))
+    return path
+
+
+def _score_table(rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("Step", "Measurement", "Reference", "Submitted", "Verdict"))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row[:-1]) + f'<td class="{row[-1]}">{row[-1]}</td></tr>'
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _truth_pictures(job: Path, simulation: Path) -> str:
+    """FSC of the half maps beside that against the truth, under the same sphere."""
+    from verglas.bench.scoring import Truth, map_scores
+    from verglas.io.mrc import read_header
+    from verglas.pictures.curves import draw_fsc
+
+    truth = Truth(simulation)
+    against, halves = map_scores(job, truth)
+    header = read_header(job / "run_half1_class001_unfil.mrc")
+    curves = {"half maps": halves.numpy(), "against the true map": against.fsc.numpy()}
+    with tempfile.TemporaryDirectory() as folder:
+        drawing = Path(folder) / "fsc.png"
+        draw_fsc(drawing, curves, header.shape[-1], header.pixel_size)
+        return picture(drawing, f"FSC in a soft sphere of {truth.radius:.0f} Å; mirror image: {'yes' if against.mirrored else 'no'}")
+
+
+def _pick_picture(steps: dict[str, Path], simulation: Path) -> str:
+    """The first micrograph with its picks and the true particles."""
+    import numpy as np
+
+    from verglas.bench.scoring import PICK_DISTANCE, Truth
+    from verglas.io.coordinates import read_coordinates
+    from verglas.io.mrc import read_image
+    from verglas.pictures.picks import draw_picks
+    from verglas.scores.picks import match_picks
+
+    truth = Truth(simulation)
+    stem = truth.stems[0]
+    file, image = next(steps["pick_template"].rglob(f"{stem}_autopick.star")), next(steps["motion"].rglob(f"{stem}.mrc"))
+    picks = read_coordinates(file)[["coordinate_x", "coordinate_y"]].to_numpy(np.float64)
+    true = truth.positions[truth.stems == stem] / truth.pixel_size
+    score = match_picks(picks * truth.pixel_size, true * truth.pixel_size, PICK_DISTANCE, truth.field, truth.diameter)
+    with tempfile.TemporaryDirectory() as folder:
+        drawing = Path(folder) / "picks.png"
+        draw_picks(drawing, read_image(image), truth.pixel_size, picks, truth.diameter, truth=true, title=f"{stem}: F1 {score.f1:.3f}")
+        return picture(drawing, "picks (and true particles)")
