@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 
 from verglas.bench.measurement import Measurement
 from verglas.io.coordinates import read_coordinates
-from verglas.io.mrc import read_map
+from verglas.io.mrc import read_header, read_map
 from verglas.io.star import numbers, read_star
 from verglas.micrograph.motion_files import read_motion
 from verglas.particles import Micrographs, ParticleSet, read_micrographs, read_particles
@@ -109,40 +109,49 @@ def score_picks(job: Path, truth: Truth, step: str) -> list[Measurement]:
 
 def score_refinement(job: Path, truth: Truth, step: str) -> list[Measurement]:
     """Poses of the refined particles that belong to a true one, and the map against the true map."""
+    against, _ = map_scores(job, truth)
+    return [*_score_poses(job, truth, step), *_map_lines(step, against)]
+
+
+def score_final(job: Path, truth: Truth, step: str) -> list[Measurement]:
+    """As `score_refinement`, and the half maps' resolution under the same soft sphere beside the truth's."""
+    against, halves = map_scores(job, truth)
+    header = read_header(job / "run_half1_class001_unfil.mrc")
+    shell = resolution_shell(halves, 0.143)
+    resolution = shell_to_resolution(shell, header.shape[-1], header.pixel_size)
+    return [
+        *_score_poses(job, truth, step),
+        *_map_lines(step, against),
+        Measurement(step, f"half maps, FSC 0.143 in a sphere of {truth.radius:.0f} Å", resolution, "Å", high=9.0),
+        Measurement(step, "shells between half maps at 0.143 and truth at 0.5", abs(shell - against.shell), "", high=2.0),
+    ]
+
+
+def _score_poses(job: Path, truth: Truth, step: str) -> list[Measurement]:
     particles = read_particles(job / "run_data.star")
     rows, partners = _match(particles, truth)
-    kept, pixel = particles.subset(rows), truth.pixel_size
-    picked = np.stack([kept.column("coordinate_x"), kept.column("coordinate_y")], axis=1).astype(np.float64) * pixel
-    errors = pose_errors(
+    kept = particles.subset(rows)
+    picked = np.stack([kept.column("coordinate_x"), kept.column("coordinate_y")], axis=1).astype(np.float64) * truth.pixel_size
+    figures = pose_errors(
         torch.from_numpy(kept.angles()),
         torch.from_numpy(truth.particles.subset(partners).angles()),
         truth.symmetry,
         found_origins=torch.from_numpy(kept.origins()),
         true_origins=torch.from_numpy(picked - truth.positions[partners]),
-    )
-    figures = errors.summary()
-    against, _ = map_scores(job, truth)
+    ).summary()
     return [
         Measurement(step, "particles", len(particles), ""),
         Measurement(step, "particles that are true ones", 100 * len(rows) / len(particles), "%"),
         Measurement(step, "pose, median error", figures["pose_median"], "°"),
         Measurement(step, "pose, 90 % below", figures["pose_90"], "°"),
         Measurement(step, "shift, median error", figures["shift_median"], "Å"),
-        Measurement(step, "mirror image (1) or not (0)", float(against.mirrored), ""),
-        Measurement(step, "map against truth, FSC 0.5", against.resolution, "Å"),
     ]
 
 
-def score_final(job: Path, truth: Truth, step: str) -> list[Measurement]:
-    """As `score_refinement`, and the half maps' resolution under the same soft sphere beside the truth's."""
-    against, halves = map_scores(job, truth)
-    half_map = read_map(job / "run_half1_class001_unfil.mrc")
-    shell = resolution_shell(halves, 0.143)
-    resolution = shell_to_resolution(shell, half_map[0].shape[-1], half_map[1])
+def _map_lines(step: str, against: MapScore) -> list[Measurement]:
     return [
-        *score_refinement(job, truth, step),
-        Measurement(step, f"half maps, FSC 0.143 in a sphere of {truth.radius:.0f} Å", resolution, "Å", high=9.0),
-        Measurement(step, "shells between half maps at 0.143 and truth at 0.5", abs(shell - against.shell), "", high=2.0),
+        Measurement(step, "mirror image (1) or not (0)", float(against.mirrored), ""),
+        Measurement(step, "map against truth, FSC 0.5", against.resolution, "Å"),
     ]
 
 

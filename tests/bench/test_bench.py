@@ -1,0 +1,120 @@
+"""Scores of a run against the truth: perfect results score perfectly, spoilt ones by what they were spoilt by."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from verglas.bench.api import run_bench, step_folders
+from verglas.bench.measurement import Measurement, as_text, table
+from verglas.bench.scoring import Truth, score_ctf, score_picks, score_run
+from verglas.bench.variables import TIERS, recipe_variables
+from verglas.errors import InputError
+from verglas.io.coordinates import write_coordinates
+from verglas.io.mrc import read_map, write_map
+from verglas.particles import read_micrographs, read_particles, write_micrographs, write_particles
+from verglas.simulate.settings import SimulationSettings
+from verglas.simulate.simulation import simulate
+from verglas.volume.resample import rescale_map
+from verglas.workflow.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("simulated")
+    settings = SimulationSettings(movies=1, width=512, height=512, frames=2, particles_per_movie=12, contaminated=0, aggregated=0, carbon=0)
+    simulate(settings, out, workers=1)
+    return out
+
+
+def values(lines: list[Measurement]) -> dict[str, float]:
+    return {line.name: line.value for line in lines}
+
+
+def test_true_positions_score_1_and_false_ones_cost_precision(simulation: Path, tmp_path: Path) -> None:
+    truth = Truth(simulation)
+    xy = truth.positions / truth.pixel_size
+    job = tmp_path / "AutoPick" / "job001"
+    (job / "movies").mkdir(parents=True)
+    file = job / "movies" / "mic_0001_autopick.star"
+    write_coordinates(file, pd.DataFrame(xy, columns=["coordinate_x", "coordinate_y"]))
+    perfect = values(score_picks(job, truth, "pick_template"))
+    assert perfect["picks, F1"] == 1.0
+    far = np.vstack([xy, [[256.0, 256.0], [180.0, 300.0]]])
+    far = far[[*range(len(xy)), *[len(xy) + i for i in range(2) if np.linalg.norm(xy - far[len(xy) + i], axis=1).min() > 30]]]
+    assert len(far) > len(xy), "the test's false picks lie on particles: choose other places"
+    write_coordinates(file, pd.DataFrame(far, columns=["coordinate_x", "coordinate_y"]))
+    spoilt = values(score_picks(job, truth, "pick_template"))
+    assert spoilt["picks, recall"] == 1.0
+    assert spoilt["picks, precision"] < 1.0
+
+
+def test_the_error_of_the_defocus_is_what_was_added(simulation: Path, tmp_path: Path) -> None:
+    found = read_micrographs(simulation / "truth" / "micrographs.star")
+    off = found.with_columns(defocus_u=found.column("defocus_u") + 700.0, defocus_v=found.column("defocus_v") + 700.0)
+    write_micrographs(tmp_path / "micrographs_ctf.star", off)
+    lines = score_ctf(tmp_path, Truth(simulation), "ctf")
+    assert values(lines)["defocus, median error"] == pytest.approx(700.0, abs=0.1)
+    assert not any(line.passed for line in lines)
+
+
+def test_true_poses_and_the_true_map_score_as_such(simulation: Path, tmp_path: Path) -> None:
+    truth = Truth(simulation)
+    particles = read_particles(simulation / "truth" / "particles.star")
+    # picked 3 px beside the particle: the origin says so, and the shift error must still be 0
+    shifted = particles.with_columns(coordinate_x=particles.column("coordinate_x") + 3.0, origin_x=3.0 * truth.pixel_size)
+    write_particles(tmp_path / "run_data.star", shifted)
+    full, _ = read_map(simulation / "truth" / "map.mrc")
+    pixel = 2 * truth.pixel_size
+    density = rescale_map(torch.from_numpy(full), truth.pixel_size, pixel, 64).numpy()
+    noise = torch.randn(2, *density.shape, generator=torch.Generator().manual_seed(1)).numpy() * density.std() * 0.05
+    for half in (1, 2):
+        write_map(tmp_path / f"run_half{half}_class001_unfil.mrc", density + noise[half - 1], pixel)
+    found = values(score_run({"refine_2x": tmp_path}, simulation))
+    assert found["pose, median error"] < 0.01
+    assert found["shift, median error"] < 0.01
+    assert found["particles that are true ones"] == 100.0
+    assert found["mirror image (1) or not (0)"] == 0.0
+    assert found["map against truth, FSC 0.5"] < 9.0
+
+
+def test_tables_show_reference_spread_and_verdict() -> None:
+    runs = [[Measurement("ctf", "defocus", value, "Å", high=150.0), Measurement("ctf", "free", 1.0, "")] for value in (90.0, 200.0, 110.0)]
+    rows = table(runs)
+    assert rows[0] == ("ctf", "defocus", "≤ 150 Å", "110 (90 to 200) Å", "FAIL")
+    assert rows[1][-1] == ""
+    assert "110 (90 to 200)" in as_text(rows)
+    assert not Measurement("x", "y", float("nan"), "").passed
+
+
+def test_the_recipe_takes_every_variable_of_the_tiers(simulation: Path) -> None:
+    for tier in TIERS:
+        recipe = load_recipe("aldolase", recipe_variables(simulation, tier))
+        assert recipe.variables["symmetry"] == "D2"
+
+
+def test_unknown_tier_is_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tiny"):
+        run_bench("aldolase", tier="huge", repeat=1, out=tmp_path / "bench", settings={})
+    assert not (tmp_path / "bench").exists()
+
+
+def test_a_failed_step_is_no_result(tmp_path: Path) -> None:
+    job = tmp_path / "CtfFind" / "job003"
+    job.mkdir(parents=True)
+    record = {"type": "CtfFind", "name": "CtfFind/job003", "step": "aldolase/ctf", "state": "finished", "verdict": "FAIL"}
+    (job / "record.json").write_text(json.dumps(record))
+    assert step_folders(tmp_path) == {}
+    (job / "record.json").write_text(json.dumps(record | {"verdict": "PASS"}))
+    assert step_folders(tmp_path) == {"ctf": job}
+
+
+def test_the_plan_of_the_shipped_recipe_is_understood(simulation: Path, tmp_path: Path) -> None:
+    for words in (["new", "."], ["run", "aldolase", "--plan", "--set", f"movies={simulation}/movies/*.tif", "--json"]):
+        done = subprocess.run([sys.executable, "-m", "verglas", *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [step["what"] for step in json.loads(done.stdout)["steps"]] == ["planned"] * 22
