@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,11 +65,13 @@ def note_command(folder: Path, command: Sequence[str], continues: bool) -> None:
 
 
 def write_repeat_script(folder: Path, command: Sequence[str], working_directory: Path) -> None:
-    """Write `run_submit.script`, which repeats the job exactly: the same command in the same working directory."""
+    """Write `run_submit.script`, which repeats the job exactly: the same command, installation and working directory."""
     from verglas.io.atomic import write_text
 
     path = folder / "run_submit.script"
-    write_text(path, f"#!/bin/sh\n# Repeats this job.\ncd {shlex.quote(str(working_directory))} && exec {shlex.join(command)}\n")
+    installation = f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
+    repeat = f"cd {shlex.quote(str(working_directory))} && exec {shlex.join(command)}"
+    write_text(path, f"#!/bin/sh\n# Repeats this job.\n{installation}\n{repeat}\n")
     path.chmod(0o755)
 
 
