@@ -1,9 +1,11 @@
 """Devices are taken as asked for or refused, and batches fit the memory."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from verglas.compute.device import choose_device, use_threads
+from verglas.compute.device import choose_device, prepare_for_threads, use_threads
 from verglas.compute.memory import batch_size, free_bytes
 from verglas.errors import InputError
 
@@ -30,3 +32,12 @@ def test_batches_fit_the_free_memory() -> None:
     assert batch_size(1, cpu, at_most=7) == 7
     assert batch_size(1 << 60, cpu, at_most=7) == 1
     assert 1 <= batch_size(free_bytes(cpu) // 10, cpu, at_most=100) <= 6
+
+
+@pytest.mark.gpu
+def test_many_threads_may_use_the_card_s_linear_algebra_at_once() -> None:
+    card = torch.device("cuda")
+    prepare_for_threads(card)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: torch.linalg.eigvalsh(n * torch.eye(2, device=card)).sum().item(), range(1, 20)))
+    assert found == [2.0 * n for n in range(1, 20)]

@@ -45,3 +45,9 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def prepare_for_threads(device: torch.device) -> None:
+    """Load the card's linear algebra now: torch loads it at its first use, and fails when two threads are the first together."""
+    if device.type == "cuda":
+        torch.linalg.eigh(torch.eye(2, device=device))

@@ -153,6 +153,9 @@ def _fit_all(job: Job, tasks: list[_Task], device: torch.device, threads: int) -
 
     import torch
 
+    from verglas.compute.device import prepare_for_threads
+
+    prepare_for_threads(device)
     workers = max(1, min(threads, len(tasks), 16))
     torch.set_num_threads(max(1, threads // workers))
 

@@ -63,8 +63,10 @@ def correct_all(job: Job, movies: Micrographs, device: torch.device) -> Iterator
 
     import torch
 
+    from verglas.compute.device import prepare_for_threads
     from verglas.compute.memory import batch_size
 
+    prepare_for_threads(device)
     tasks = _tasks(job, movies)
     available = job.params.threads or len(os.sched_getaffinity(0))
     largest = max((_size(job, task.name) for task in tasks[:20]), default=1)
