@@ -121,6 +121,47 @@ def test_when_and_metrics(recipe: Path) -> None:
     assert run(recipe, more="yes")["extra"] == ("done", "JoinStar/job004")
 
 
+def test_a_recipe_on_a_base_replaces_what_it_names(recipe: Path, work: Path) -> None:
+    first = run(recipe)
+    other = work / "folder" / "other.toml"
+    other.parent.mkdir()
+    other.write_text('base = "../tiny.toml"\n[variables]\nseed = 7\nhalves = 2\n[steps.right]\nparams.nr_split = "{halves}"\n')
+    loaded = load_recipe(str(other))
+    assert (loaded.name, loaded.description) == ("other", "Two branches that are joined")
+    assert loaded.variables == {"first": "a.star", "seed": 7, "parts": 2, "more": False, "halves": 2}
+    right = next(step for step in loaded.steps if step.name == "right")
+    assert right.params == {"action": "split", "nr_split": "{halves}", "random_seed": "{seed}"}
+    assert right.inputs == {"particles": "b.star"}
+    changed = {name: what for name, (what, _) in run(other).items()}
+    assert first["left"][0] == "done" and changed["left"] == "kept" and changed["right"] == "done"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('base = "tinny"', "tinny: is neither a file nor a recipe"),
+        ('base = "other.toml"', "which is built on it"),
+        ('base = "back.toml"', "which is built on it"),
+        ('base = "tiny.toml"\n[variables]\nsede = 2', "'sede' is no variable of .*tiny.toml or of a step here. Did you mean seed"),
+        ('base = "tiny.toml"\n[steps.rihgt]\nparams.nr_split = 3', "step rihgt: names no job"),
+    ],
+)
+def test_mistakes_in_a_recipe_on_a_base(recipe: Path, work: Path, text: str, words: str) -> None:
+    (work / "back.toml").write_text('base = "other.toml"')
+    (work / "other.toml").write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_recipe("other.toml")
+
+
+def test_the_shipped_recipe_begins_with_micrographs_where_they_are_given() -> None:
+    def does(**settings: str) -> dict[str, bool]:
+        recipe = load_recipe("aldolase", settings)
+        return {step.name: bool(evaluate(step.when, recipe.variables.__getitem__, "")) for step in recipe.steps[:3]}
+
+    assert does() == {"import_movies": True, "motion": True, "import_micrographs": False}
+    assert does(micrographs="*.mrc") == {"import_movies": False, "motion": False, "import_micrographs": True}
+
+
 @pytest.mark.parametrize(
     "old, new, words",
     [

@@ -50,7 +50,9 @@ def evaluate(value: Any, lookup: Callable[[str], Any], where: str) -> Any:
 
 
 def references(value: Any, where: str) -> set[str]:
-    """Names of variables (`name`) and of other steps' results (`step.name`) in a value."""
+    """Names of variables (`name`) and of other steps' results (`step.name`) in a value, a list or a table of values."""
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list):
         return {name for item in value for name in references(item, where)}
     if not isinstance(value, str):

@@ -16,8 +16,9 @@
     inputs.particles = "{join.particles}"
     params.classes = "{wanted}"
 
-`{step.output}` is a file that another step declares, `{step.metric}` a number measured from its files. A step whose `when` is false or
-whose needed reference is empty isn't done, and stands for nothing in `{a.x or b.x}`. Everything is checked before any work.
+`{step.output}` is a file that another step declares, `{step.metric}` a number measured from its files. A step whose `when` is false isn't
+done, and stands for nothing in `{a.x or b.x}`. `base = "aldolase"` takes another recipe's variables and steps, of which what is given
+here replaces the like: a recipe for other data is often no more than its variables. Everything is checked before any work.
 """
 
 from __future__ import annotations
@@ -73,12 +74,8 @@ def load_recipe(name: str, settings: dict[str, str] | None = None) -> Recipe:
 
     Raises InputError for anything that is not known: job type, parameter, input, variable, step, output or metric, and for a circle.
     """
-    path = _find(name)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(path, f"is not a TOML file: {error}") from None
-    _known(set(content), {"name", "description", "variables", "steps"}, str(path), "entry")
+    path = _find(name, Path())
+    content = _content(path, ())
     steps = {key: _step(path, key, table) for key, table in content.get("steps", {}).items()}
     if not steps:
         raise InputError(path, "has no steps", "Each is a table [steps.NAME]")
@@ -95,8 +92,35 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in _RECIPES.glob("*.toml"))
 
 
-def _find(name: str) -> Path:
-    for path in (Path(name), _RECIPES / f"{name}.toml"):
+def _content(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe's file over that of its base. `above`: the recipes that it is the base of."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(path, f"is not a TOML file: {error}") from None
+    _known(set(content), {"name", "base", "description", "variables", "steps"}, str(path), "entry")
+    if "base" not in content:
+        return content
+    base = _find(str(content.pop("base")), path.parent)
+    if base.resolve() in [known.resolve() for known in (path, *above)]:
+        raise InputError(path, f"has {base} as its base, which is built on it")
+    below = _content(base, (path, *above))
+    known = set(below.get("variables", {})) | references(content.get("steps", {}), str(path))
+    _known(set(content.get("variables", {})), known, f"{path}: variables", f"variable of {base} or of a step here")
+    return _laid_over(below, {"name": path.stem, **content})
+
+
+def _laid_over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `content` in place of its own, table by table."""
+    both = {
+        key: _laid_over(base[key], value) for key, value in content.items() if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return base | content | both
+
+
+def _find(name: str, beside: Path) -> Path:
+    """A file, seen from the folder `beside`, or a recipe that ships with the package."""
+    for path in (beside / name, _RECIPES / f"{name}.toml"):
         if path.is_file():
             return path
     raise InputError(name, "is neither a file nor a recipe that ships with the package", f"Shipped: {', '.join(shipped()) or 'none'}")
