@@ -28,6 +28,7 @@ def help_page(declared: JobType) -> str:
     parts += ["", "The run:"]
     parts += [entry(option(name), metavar, text, []) for name, (metavar, text) in RUNNER_OPTIONS.items()]
     parts += [entry(option(name), "", text, []) for name, text in RUNNER_FLAGS.items()]
+    parts += ["", "On a cluster:", f"  verglas job {declared.name} … --submit relion_qsub.sh --queue gpu --extra1 24:00:00 --threads 8"]
     parts += ["", "Underscores may be written for dashes. Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 stopped, 4 UNCHECKED."]
     return "\n".join(parts)
 

@@ -33,11 +33,15 @@ def run_command(type_name: str, words: list[str]) -> int:
 
         print(help_page(declared))
         return 0
+    from verglas.cli.submission import to_cluster
+    from verglas.workflow.cluster import submit_job
     from verglas.workflow.runner import run_job
     from verglas.workflow.screen import Screen
 
-    stream = None if found.run_quiet else sys.stderr if found.run_json else sys.stdout
-    outcome = run_job(to_request(declared, found), Screen(stream))
+    screen = Screen(None if found.run_quiet else sys.stderr if found.run_json else sys.stdout)
+    cluster = to_cluster(found.run_submit, found.run_submit_with, found.run_queue, found.run_queue_ask, found.run_extras)
+    request = to_request(declared, found)
+    outcome = submit_job(request, cluster, screen) if cluster is not None else run_job(request, screen)
     if found.run_json:
         print(json.dumps(asdict(outcome.record), indent=1))
     else:

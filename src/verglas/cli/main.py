@@ -71,29 +71,40 @@ def job(
     verglas job
     verglas job MaskCreate --help
     verglas job Class2D --particles particles.star --classes 50 --mask-diameter 120 --out DIR
+    verglas job Class2D --particles particles.star --threads 8 --submit relion_qsub.sh --queue gpu --extra1 24:00:00
     """
     from verglas.cli.job import list_types, run_command
 
     raise typer.Exit(list_types() if type_name is None else run_command(type_name, options or []))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe that ships with the package, or a TOML file.")],
     set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
+    threads: Annotated[Optional[int], typer.Option(min=1, metavar="N", help="CPU threads of steps that name none.")] = None,
+    submit: Annotated[Optional[str], typer.Option(metavar="TEMPLATE", help="Hand each step to a cluster's queue by this script.")] = None,
+    submit_with: Annotated[Optional[str], typer.Option(metavar="COMMAND", help="What to submit with [default: sbatch].")] = None,
+    queue: Annotated[Optional[str], typer.Option(metavar="NAME", help="For XXXqueueXXX; --extra1 VALUE for XXXextra1XXX, …")] = None,
+    queue_ask: Annotated[Optional[str], typer.Option(metavar="COMMAND", help="What tells the state of job {id}.")] = None,
     json: Json = False,
 ) -> None:
-    """Run a recipe: all its steps that aren't done yet.
+    """Run a recipe: all its steps that aren't done yet, here or one by one on a cluster.
 
     \b
     verglas run aldolase --set movies="movies/*.tif" --set pixel_size=0.56
     verglas run my_recipe.toml --plan
     verglas run aldolase --set class2d.classes=50
+    verglas run aldolase --threads 8 --submit relion_qsub.sh --queue gpu --extra1 24:00:00
     """
-    from verglas.cli.run import run_command
+    from verglas.cli.run import run_command, take_words
+    from verglas.cli.submission import to_cluster
 
-    raise typer.Exit(run_command(recipe, set_ or [], plan=plan, as_json=json))
+    name, extras = take_words([recipe, *context.args])
+    cluster = to_cluster(submit, submit_with, queue, queue_ask, extras)
+    raise typer.Exit(run_command(name, set_ or [], plan=plan, as_json=json, cluster=cluster, threads=threads))
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from verglas.cli.fields import Parser, given, info_flag, to_model
+from verglas.cli.submission import SUBMIT_OPTIONS, take_extras
 from verglas.errors import InputError
 from verglas.jobs.declaration import InputSpec, JobType
 from verglas.workflow.request import JobRequest, files_of, option
@@ -16,6 +17,7 @@ RUNNER_OPTIONS = {
     "continue": ("JOB", "Go on with a job that was stopped, or do more iterations"),
     "alias": ("NAME", "A second name for the job in the project"),
     "time_limit": ("SECONDS", "Stop gently after this time"),
+    **SUBMIT_OPTIONS,
 }
 RUNNER_FLAGS = {"json": "Print the record as JSON", "quiet": "Print only the verdict", "help": "Show this"}
 
@@ -31,7 +33,9 @@ def parse(declared: JobType, words: list[str]) -> argparse.Namespace:
         several: dict[str, Any] = {"action": "extend", "nargs": "+"} if spec.many else {}
         parser.add_argument(option(spec.name), dest=spec.name, **several)
     parser.add_fields(declared.params)
+    extras, words = take_extras(words)
     found, unknown = parser.parse(words)
+    found.run_extras = extras
     if unknown:
         names = [*declared.params.model_fields, *(spec.name for spec in declared.inputs), *RUNNER_OPTIONS, *RUNNER_FLAGS]
         relion = {info_flag(info): option(name) for name, info in declared.params.model_fields.items()}

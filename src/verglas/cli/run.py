@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from verglas.cli.submission import take_extras
 from verglas.errors import InputError
 
+if TYPE_CHECKING:
+    from verglas.workflow.cluster import Cluster
 
-def run_command(name: str, settings: list[str], *, plan: bool, as_json: bool) -> int:
+
+def take_words(words: list[str]) -> tuple[str, dict[str, str]]:
+    """The recipe, and the values of --extra1, --extra2, … among the words that no other option took."""
+    extras, rest = take_extras(words)
+    names = [word for word in rest if not word.startswith("-")]
+    odd = [word for word in rest if word.startswith("-")] + names[1:]
+    if odd or not names:
+        raise InputError(odd[0] if odd else "verglas run", "is not understood" if odd else "names no recipe", "See: verglas run --help")
+    return names[0], extras
+
+
+def run_command(
+    name: str, settings: list[str], *, plan: bool, as_json: bool, cluster: Cluster | None = None, threads: int | None = None
+) -> int:
     """Run or plan a recipe; the exit code of the step that failed, else 0."""
     from verglas.records.table import ending
     from verglas.workflow.recipe import load_recipe
@@ -20,7 +36,7 @@ def run_command(name: str, settings: list[str], *, plan: bool, as_json: bool) ->
     screen = Screen(sys.stderr if as_json else sys.stdout)
     told: list[dict[str, Any]] = []
     code = 0
-    for result in run_recipe(recipe, screen, plan=plan):
+    for result in run_recipe(recipe, screen, plan=plan, cluster=cluster, threads=threads):
         code = result.exit_code if result.what == "failed" else code
         verdict = result.record.verdict if result.record else None
         folder = str(result.folder or "")

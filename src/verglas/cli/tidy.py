@@ -33,11 +33,16 @@ def note_command(job: str, text: str) -> int:
 def stop_command(job: str) -> int:
     """Leave RELION_JOB_ABORT_NOW for a running job."""
     from verglas.project.jobfiles import ABORT_NOW
-    from verglas.records.lock import is_running
+    from verglas.records.record import read_record
+    from verglas.records.table import QUEUED, RUNNING, current_verdict
 
     folder = find_folder(job)
-    if not is_running(folder):
-        raise InputError(folder, "is not running here", "See: verglas stats")
+    record = read_record(folder)
+    verdict = current_verdict(folder, record)[0] if record is not None else ""
+    if verdict == QUEUED:
+        raise InputError(folder, "waits in a cluster's queue", "Cancel it there: scancel, qdel …")
+    if verdict != RUNNING:
+        raise InputError(folder, "is not running", "See: verglas stats")
     (folder / ABORT_NOW).touch()
     print(f"{folder} will stop after its current item")
     return 0

@@ -11,13 +11,15 @@ from verglas.errors import FileFormatError
 
 RECORD = "record.json"
 PASS, FAIL, UNCHECKED = "PASS", "FAIL", "UNCHECKED"
+QUEUED = "queued"  # the state of a job that a cluster has not begun
 
 
 @dataclass
 class Record:
     """One job. Times are seconds, sizes bytes, moments ISO 8601 with zone; None is "not known", never zero.
 
-    `state` is `running` until the judge has spoken. `previous` holds what earlier runs in the same folder took and how they ended.
+    `state` is `running` until the judge has spoken, and `queued` while nothing has begun on a cluster; `queue` is the job's number there.
+    `previous` holds what earlier runs in the same folder took and how they ended.
     `metrics` is empty unless the verdict is PASS or UNCHECKED; measurements of a failed job are in `rejected_metrics`, for diagnosis alone.
     """
 
@@ -37,6 +39,7 @@ class Record:
     started: str = ""
     finished: str | None = None
     queue_wait_s: float | None = None
+    queue: dict[str, Any] = field(default_factory=dict)
     host: dict[str, Any] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)

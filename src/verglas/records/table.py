@@ -15,7 +15,8 @@ from verglas.errors import FileFormatError
 from verglas.records.lock import is_running
 from verglas.records.meters import bytes_left
 from verglas.records.outputs import changed_since
-from verglas.records.record import FAIL, RECORD, Record, read_record
+from verglas.records.record import FAIL, QUEUED, RECORD, Record, read_record
+from verglas.records.ticket import ENDED, UNKNOWN, WAITS, read_ticket, standing
 from verglas.records.units import duration
 
 RUNNING, NO_RECORD, GAP = "running", "no record", ""
@@ -68,6 +69,8 @@ def totals(rows: Iterable[Row]) -> tuple[dict[str, float], dict[str, float]]:
 
 def ending(record: Record, folder: Path) -> str:
     """How a job ended, in a line or a few."""
+    if record.state == QUEUED:
+        return f"{QUEUED}  {folder}  as job {record.queue.get('id') or '?'}"
     lines = [f"{record.verdict}  {folder}  {duration(record.wall_s)}" + (f"  {record.note}" if record.note else "")]
     lines += [f"  {reason}" for reason in record.reasons]
     if record.items and record.items["skipped"] + record.items["failed"]:
@@ -77,11 +80,29 @@ def ending(record: Record, folder: Path) -> str:
 
 
 def current_verdict(folder: Path, record: Record) -> tuple[str, list[str]]:
-    """The verdict as it stands now: a job that died, or whose outputs were changed since, is a FAIL."""
+    """The verdict as it stands now: a job that died, left its queue unfinished, or whose outputs were changed since, is a FAIL."""
     if record.state != "finished":
-        return (RUNNING, []) if is_running(folder) else (FAIL, [f"died in phase {record.phase}"])
+        if is_running(folder):
+            return RUNNING, []
+        found = _unfinished(folder, record)
+        now = read_record(folder) if found[0] == FAIL else None  # it may have ended well since `record` was read
+        return current_verdict(folder, now) if now is not None and now.state == "finished" else found
     changed = changed_since(folder, record.outputs) if record.verdict != FAIL else []
     return (FAIL, changed) if changed else (record.verdict or FAIL, record.reasons)
+
+
+def _unfinished(folder: Path, record: Record) -> tuple[str, list[str]]:
+    """Standing of a job that nobody works on here: it waits in a cluster's queue, is worked on elsewhere, or has died."""
+    ticket = read_ticket(folder)
+    if ticket is None:
+        return FAIL, [f"died in phase {record.phase}" if record.phase else "died before it began"]
+    state, words = standing(ticket)
+    if state == ENDED:
+        missing = "without a verdict" if any(folder.glob("RELION_JOB_EXIT_*")) else "without its exit file"
+        return FAIL, [f"{words}, {missing}" + (", see queue.err" if (folder / "queue.err").is_file() else "")]
+    if state == WAITS or (state == UNKNOWN and record.state == QUEUED):
+        return QUEUED, [words]
+    return RUNNING, [words] if state == UNKNOWN else []
 
 
 def _job_folders(root: Path) -> list[Path]:
@@ -103,7 +124,7 @@ def _row(root: Path, folder: Path, record: Record | str | None) -> Row:
     if not isinstance(record, Record):
         return _relion_row(job, inside, folder, record)
     verdict, reasons = current_verdict(folder, record)
-    good = verdict not in (FAIL, RUNNING)
+    good = verdict not in (FAIL, RUNNING, QUEUED)
     used = record.resources
     return Row(
         job=job,
@@ -125,12 +146,14 @@ def _row(root: Path, folder: Path, record: Record | str | None) -> Row:
 
 
 def _notes(folder: Path, record: Record, verdict: str, reasons: list[str]) -> str:
-    if verdict not in (FAIL, RUNNING):
+    if verdict not in (FAIL, RUNNING, QUEUED):
         parts = [record.note]
         if record.items and record.items["skipped"] + record.items["failed"]:
             parts.append(f"{record.items['skipped'] + record.items['failed']} of {record.items['total']} {record.items['unit']} left out")
     elif verdict == RUNNING:
-        parts = [f"in phase {record.phase}"]
+        parts = [f"in phase {record.phase}" if record.phase else "", *reasons]
+    elif verdict == QUEUED:
+        parts = list(reasons)
     else:
         done = record.iterations if record.iterations is not None else _iterations_in(folder)
         parts = [*reasons, f"{done} iterations done" if done is not None else ""]
@@ -170,9 +193,10 @@ def _iterations_in(folder: Path) -> int | None:
 def _mark_unused(rows: list[Row], records: list[Record]) -> None:
     used = {Path(entry["from"]).name for record in records for entry in record.inputs if entry.get("from")}
     last = max((_number(row.job) or 0 for row in rows), default=0)
+    without_use = (FAIL, NO_RECORD, RUNNING, QUEUED)
     for row in rows:
         number = _number(row.job)
-        if records and number is not None and number < last and row.job not in used and row.verdict not in (FAIL, NO_RECORD, RUNNING):
+        if records and number is not None and number < last and row.job not in used and row.verdict not in without_use:
             row.notes = "; ".join(part for part in (row.notes, "not used by a later job") if part)
 
 

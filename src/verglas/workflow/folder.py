@@ -12,7 +12,8 @@ from verglas.jobs.declaration import JobType
 from verglas.project.project import Project
 from verglas.records.digest import digest
 from verglas.records.lock import is_running
-from verglas.records.record import FAIL, Record, read_record
+from verglas.records.record import FAIL, QUEUED, Record, read_record
+from verglas.records.ticket import in_queue
 from verglas.workflow.request import WITHOUT_EFFECT, JobRequest
 
 _MAY_GROW = ("iterations",)  # a finished refinement may be asked for more of them in its own folder
@@ -30,8 +31,8 @@ class Place:
 
     @property
     def exists(self) -> bool:
-        """Whether an earlier run worked there."""
-        return self.record is not None
+        """Whether an earlier run worked there; one that only waits for a cluster hasn't."""
+        return self.record is not None and (self.record.state != QUEUED or bool(self.record.previous))
 
     def make(self, declared: JobType, project: Project | None) -> Path:
         """Make the folder, with the project's next number where it has none yet."""
@@ -56,15 +57,17 @@ class Place:
 def find_place(request: JobRequest, fingerprint: str, project: Project | None) -> Place:
     """The folder asked for, an unfinished job of the same work in the project, or a new one.
 
-    Raises InputError for a folder that other work or another program's files are in.
+    Raises InputError for a folder that other work or another program's files are in, and for work that is in a cluster's queue.
     """
     if request.out is not None:
         return _asked_for(request, fingerprint, project)
     if project is None:
         raise InputError("--out", "is needed outside a project", "Give a folder, or make a project here: verglas new .")
     for folder, record in records_of(request.declared.name):
-        if record.fingerprint == fingerprint and is_unfinished(folder, record):
-            return Place(folder, f"{folder}/", record)
+        if record.fingerprint == fingerprint:
+            refuse_queued(folder, record)
+            if is_unfinished(folder, record):
+                return Place(folder, f"{folder}/", record)
     return Place(None)
 
 
@@ -79,10 +82,16 @@ def is_unfinished(folder: Path, record: Record) -> bool:
     return record.verdict in (None, FAIL) and not is_running(folder)
 
 
+def refuse_queued(folder: Path, record: Record) -> None:
+    """Raise InputError for a job that is in a cluster's queue by another submission, waiting or running."""
+    if (ticket := in_queue(folder, record)) is not None:
+        raise InputError(folder, f"is in the queue as job {ticket.id or '?'}", "Wait for it, or cancel it there: scancel, qdel …")
+
+
 def past_runs(record: Record | None) -> list[dict[str, Any]]:
     """The earlier runs in a folder, shortly: the last one's own list and itself."""
-    if record is None:
-        return []
+    if record is None or record.state == QUEUED:
+        return [] if record is None else record.previous
     verdict = record.verdict or "FAIL"
     last = {"started": record.started, "finished": record.finished, "wall_s": record.wall_s, "phases": record.phases, "verdict": verdict}
     return [*record.previous, {**last, "iterations": record.iterations, "cpu_s": record.usage.get("cpu_s")}]
@@ -124,6 +133,7 @@ def _asked_for(request: JobRequest, fingerprint: str, project: Project | None) -
         return Place(folder, name)
     if is_running(folder):
         raise InputError(folder, "another run is working in this folder", "Wait for it, or stop it: verglas stop JOB")
+    refuse_queued(folder, record)
     if record.fingerprint != fingerprint:
         _refuse_other_work(request, record, folder)
     return Place(folder, name, record)

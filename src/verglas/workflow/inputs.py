@@ -10,6 +10,7 @@ from verglas.jobs.declaration import NodeType
 from verglas.records.digest import digest
 from verglas.records.lock import is_running
 from verglas.records.record import FAIL, RECORD, Record, read_record
+from verglas.records.ticket import in_queue
 from verglas.workflow.request import JobRequest
 
 _TOO_MUCH_TO_READ = (NodeType.MOVIES, NodeType.MICROGRAPHS)
@@ -52,6 +53,8 @@ def origin_problems(inputs: list[dict[str, Any]], folder: Path | None) -> list[s
         if is_running(maker):
             raise InputError(entry["path"], f"comes from {maker}, which is still running", "Wait until it has ended")
         record = read_record(maker)
+        if record is not None and in_queue(maker, record) is not None:
+            raise InputError(entry["path"], f"comes from {maker}, which is still in a cluster's queue", "Wait until it has ended")
         if record is not None and (problem := _origin_problem(entry, maker, record)):
             problems.append(problem)
     return problems

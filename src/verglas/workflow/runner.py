@@ -32,6 +32,7 @@ from verglas.records.lock import FolderLock
 from verglas.records.machine import machine, software, usable_cores
 from verglas.records.meters import bytes_left
 from verglas.records.record import FAIL, PASS, UNCHECKED, Record
+from verglas.records.ticket import Ticket, claim_ticket, read_ticket
 from verglas.records.verdict import Evidence, check_results, judge
 from verglas.workflow import inputs as origins
 from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out
@@ -68,7 +69,9 @@ def run_job(request: JobRequest, screen: Screen | None = None) -> Outcome:
     folder = place.make(request.declared, project)
     lock = FolderLock(folder)
     try:
-        record = _start(request, place, folder, entries, print_of, lock)
+        record = new_record(request, place, entries, print_of)
+        _note_queue(record, claim_ticket(folder))
+        record.write(folder)  # before anything else happens in the folder
         job = _Running(request, place, folder, record, lock, project, screen, began)
         return job.run(problems)
     finally:
@@ -84,14 +87,15 @@ def describe(request: JobRequest) -> list[dict[str, Any]]:
     return found
 
 
-def _start(request: JobRequest, place: Place, folder: Path, entries: list[dict[str, Any]], print_of: str, lock: FolderLock) -> Record:
-    """The record of a run that begins; it is on disk before anything else happens in the folder."""
-    declared, params = request.declared, request.params
-    record = Record(
+def new_record(request: JobRequest, place: Place, entries: list[dict[str, Any]], print_of: str) -> Record:
+    """The record of a run that begins in a folder that is made. A run that goes on keeps the job's alias and step."""
+    declared, params, before, folder = request.declared, request.params, place.record, place.folder
+    assert folder is not None
+    return Record(
         type=declared.name,
         name=place.name or folder.name,
-        alias=request.alias,
-        step=request.step,
+        alias=request.alias or (before.alias if before else None),
+        step=request.step or (before.step if before else None),
         description=declared.summary,
         command=request.command(None if place.name else folder),
         working_directory=str(Path.cwd()),
@@ -109,8 +113,13 @@ def _start(request: JobRequest, place: Place, folder: Path, entries: list[dict[s
             "pid": os.getpid(),
         },
     )
-    record.write(folder)
-    return record
+
+
+def _note_queue(record: Record, ticket: Ticket | None) -> None:
+    """Put into the record how the run came through a cluster's queue, if it did."""
+    if ticket is not None:
+        record.queue = {"id": ticket.id, "submit": ticket.submit}
+        record.queue_wait_s = max(datetime.fromisoformat(record.started).timestamp() - ticket.submitted, 0.0)
 
 
 @dataclass
@@ -210,6 +219,7 @@ class _Running:
 
     def _fill(self, run: Run, evidence: Evidence, note: str) -> None:
         record = self.record
+        _note_queue(record, read_ticket(self.folder))  # its number may have come after the run began
         record.items, record.facts = run.items, run.facts
         notes = (run.items or {}).get("notes", {})
         record.iterations = notes.get("iterations") or run.facts.get("iterations") or iterations_in(self.folder)

@@ -15,6 +15,8 @@ from verglas.project.project import Project
 from verglas.records.lock import is_running
 from verglas.records.record import FAIL, Record
 from verglas.records.table import current_verdict
+from verglas.records.ticket import in_queue
+from verglas.workflow.cluster import Cluster, run_on_cluster, wait_for
 from verglas.workflow.expression import evaluate
 from verglas.workflow.folder import records_of
 from verglas.workflow.recipe import Recipe, Step
@@ -34,19 +36,21 @@ class StepResult:
     exit_code: int = 0
 
 
-def run_recipe(recipe: Recipe, screen: Screen, *, plan: bool = False) -> Iterator[StepResult]:
-    """Run the steps in order, yielding what became of each; the first that fails is the last.
+def run_recipe(
+    recipe: Recipe, screen: Screen, *, plan: bool = False, cluster: Cluster | None = None, threads: int | None = None
+) -> Iterator[StepResult]:
+    """Run the steps in order, here or each on `cluster`, yielding what became of each; the first that fails is the last.
 
-    With `plan`, nothing runs: the steps that would are `planned`, as are all that depend on them.
+    With `plan`, nothing runs: the steps that would are `planned`, as are all that depend on them. `threads` is for steps that name none.
     """
     project = Project.here()
     if project is None:
         raise InputError(Path.cwd(), "is not a project", "Make one here: verglas new .")
-    if not plan:
+    if not plan and cluster is None:
         preload()
     results: dict[str, StepResult] = {}
     for step in recipe.steps:
-        result = _Step(recipe, step, results, project, screen).carry_out(plan)
+        result = _Step(recipe, step, results, project, screen, cluster, threads).carry_out(plan)
         results[step.name] = result
         yield result
         if result.what == "failed":
@@ -70,6 +74,8 @@ class _Step:
     results: dict[str, StepResult]
     project: Project
     screen: Screen
+    cluster: Cluster | None
+    threads: int | None
 
     @property
     def where(self) -> str:
@@ -83,7 +89,8 @@ class _Step:
             return StepResult(self.step, "skipped")
         request = self._request()
         request.check_inputs()
-        known = self._known(request)
+        work = fingerprint(request, describe(request))
+        known = self._known(request, work)
         if known is not None:
             if request.alias:
                 self.project.set_alias(f"{known[0]}/", request.alias)
@@ -91,13 +98,22 @@ class _Step:
         if plan:
             return StepResult(self.step, "planned")
         self.screen.say(f"── {self.step.name}: {self.step.job}")
-        outcome: Outcome = run_job(request, self.screen)
+        outcome = self._run(request, work)
         what = "failed" if outcome.record.verdict == FAIL else "done"
         return StepResult(self.step, what, outcome.folder, outcome.record, outcome.exit_code)
 
+    def _run(self, request: JobRequest, work: str) -> Outcome:
+        """Run the job here, or on the cluster; one that an earlier run of the recipe left in the queue is waited for."""
+        if self.cluster is None:
+            return run_job(request, self.screen)
+        for folder, record in records_of(request.declared.name):
+            if record.fingerprint == work and in_queue(folder, record) is not None:
+                return wait_for(folder, request, self.cluster, self.screen)
+        return run_on_cluster(request, self.cluster, self.screen)
+
     def _request(self) -> JobRequest:
         declared = job_type(self.step.job)
-        params = {}
+        params = {} if self.threads is None else {"threads": self.threads}
         for name, value in self.step.params.items():
             params[name] = evaluate(value, self._look_up, f"{self.where}, params.{name}")
         inputs = {}
@@ -132,12 +148,11 @@ class _Step:
             raise InputError(self.where, f"step {first} has no output or metric {what!r}", f"It has: {', '.join(found)}")
         return found[what]
 
-    def _known(self, request: JobRequest) -> tuple[Path, Record] | None:
+    def _known(self, request: JobRequest, work: str) -> tuple[Path, Record] | None:
         """A finished job of the same work in this project, its outputs as they were judged."""
-        wanted = fingerprint(request, describe(request))
         for folder, record in records_of(request.declared.name):
-            if record.fingerprint == wanted:
-                if is_running(folder):
+            if record.fingerprint == work:
+                if is_running(folder) and (self.cluster is None or in_queue(folder, record) is None):
                     raise InputError(self.where, f"is running already in {folder}", "Wait for it, or stop it: verglas stop JOB")
                 if record.state == "finished" and current_verdict(folder, record)[0] != FAIL:
                     return folder, record
