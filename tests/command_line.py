@@ -1,11 +1,21 @@
 """The command line in this process, as a user types it: exit code, what it said, and the record that it left."""
 
 import contextlib
+import importlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import walk_packages
 
+import verglas
 from verglas.records.record import Record, read_record
+
+# imported once here, not by every child process anew
+for module in walk_packages(verglas.__path__, "verglas."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+for name in ("scipy.ndimage", "matplotlib.backends.backend_agg", "matplotlib.figure", "mpl_toolkits.mplot3d"):
+    importlib.import_module(name)
 
 
 @dataclass

@@ -139,7 +139,6 @@ def _limit_files() -> None:
     """The kernel refuses to let a file grow beyond 100 bytes, as it does on a full quota."""
     import resource
 
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
 

@@ -10,6 +10,7 @@ from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
 from verglas.jobs.initialmodel_files import stem, write_particles_of, write_starts, write_state
 from verglas.jobs.initialmodel_starts import Start, agreement, largest_class, run_start, symmetrised_start
+from verglas.jobs.refinement import check_one_grid
 
 if TYPE_CHECKING:
     from verglas.particles import ParticleSet
@@ -78,7 +79,8 @@ def validate(job: Job) -> None:
         raise InputError(
             "--sgd-fin-resol", f"{params.sgd_fin_resol:g} Å is not finer than {params.sgd_ini_resol:g} Å", "Give a smaller one"
         )
-    particles = read_particles(job.inputs["particles"])
+    particles = read_particles(job.inputs["particles"]).without_unused_optics()
+    check_one_grid(particles, job.inputs["particles"])
     if len(particles) < 3 * params.classes:
         raise InputError(job.inputs["particles"], f"{len(particles)} particles for {params.classes} classes", "Give more particles")
     check_mask_diameter(params.mask_diameter, particles.optics.box_size, particles.optics.pixel_size)
@@ -126,7 +128,7 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
     from verglas.particles.images import StackImages
     from verglas.refine.observations import unusable
 
-    everything = read_particles(job.inputs["particles"])
+    everything = read_particles(job.inputs["particles"]).without_unused_optics()
     items = Items("particles", total=len(everything))
     most = job.params.most_particles or len(everything)
     rows = np.arange(len(everything))
@@ -139,7 +141,7 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
     bad = unusable(StackImages(particles))
     for row, reason in bad.items():
         items.fail(str(particles.column("image_name")[row]), reason)
-    particles = particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad)))
+    particles = particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad))).without_unused_optics()
     if len(particles) < 3 * job.params.classes:
         raise InputError(job.inputs["particles"], f"{len(particles)} usable images are left", "Check the extraction")
     items.done = len(particles)

@@ -65,17 +65,22 @@ def check_particles(job: Job, least: int) -> ParticleSet:
     from verglas.refine.observations import check_mask_diameter
 
     path = job.inputs["particles"]
-    particles = read_particles(path)
-    boxes, pixels = particles.optics.value("box_size"), particles.optics.value("pixel_size")
-    if len(set(boxes.tolist())) > 1 or len(set(pixels.round(4).tolist())) > 1:
-        found = ", ".join(f"{box:g} px of {pixel:g} Å" for box, pixel in zip(boxes, pixels))
-        raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
+    particles = read_particles(path).without_unused_optics()
+    check_one_grid(particles, path)
     if len(particles) < least:
         raise InputError(path, f"holds {len(particles)} particles, {least} are needed", "Give more particles or fewer classes")
     check_mask_diameter(job.params.mask_diameter, particles.optics.box_size, particles.optics.pixel_size)
     if job.params.do_ctf_correction:
         ctf_parameters(particles)
     return particles
+
+
+def check_one_grid(particles: ParticleSet, path: Path) -> None:
+    """Raise InputError where the optics groups have images of different boxes or pixel sizes."""
+    boxes, pixels = particles.optics.value("box_size"), particles.optics.value("pixel_size")
+    if len(set(boxes.tolist())) > 1 or len(set(pixels.round(4).tolist())) > 1:
+        found = ", ".join(f"{box:g} px of {pixel:g} Å" for box, pixel in zip(boxes, pixels))
+        raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
 
 
 def prepare(job: Job, least: int) -> Prepared:
@@ -93,7 +98,7 @@ def prepare(job: Job, least: int) -> Prepared:
     bad = unusable(StackImages(everything))
     for row, reason in bad.items():
         items.fail(str(everything.column("image_name")[row]), reason)
-    kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad)))
+    kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()
     if len(kept) < least:
         raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", "Check the extraction")
     if bad:

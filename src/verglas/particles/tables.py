@@ -90,6 +90,14 @@ class _Rows:
         picked = self.table.loc[rows] if rows.dtype == bool else self.table.iloc[rows]
         return replace(self, table=picked.reset_index(drop=True))
 
+    def without_unused_optics(self) -> Self:
+        """A copy whose optics table holds only the groups that rows refer to, numbered anew from 1; itself where all are used."""
+        used, number = np.unique(self.optics_index, return_inverse=True)
+        if len(used) == len(self.optics) or not len(used):
+            return self
+        optics = self.optics.table.iloc[used].assign(optics_group=np.arange(1, len(used) + 1)).reset_index(drop=True)
+        return replace(self, optics=OpticsGroups(optics), table=self.table.assign(optics_group=number + 1))
+
     def with_columns(self, **columns: Any) -> Self:
         """A copy with columns set (scalars or arrays of one value a row); a column given as None is dropped."""
         return replace(self, table=_with_columns(self.table, columns))

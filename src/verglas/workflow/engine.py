@@ -11,7 +11,7 @@ from verglas.errors import InputError, JobAborted, VerglasError
 from verglas.jobs.declaration import JobType
 from verglas.project.jobfiles import leave_exit_file
 from verglas.workflow.context import RunningJob
-from verglas.workflow.process import Send
+from verglas.workflow.process import Send, in_new_thread
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ABORTED = 0, 1, 2, 3
 
@@ -21,7 +21,7 @@ def carry_out(declared: JobType, params: Any, inputs: dict[str, Any], out: Path,
     job = RunningJob(params, inputs, out, send)
     job.listen()
     try:
-        code, ending = _attempt(declared, job, send)
+        code, ending = in_new_thread(_attempt, declared, job, send)
     finally:
         job.close()
     leave_exit_file(out, ending)

@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from resource import struct_rusage
 from typing import Any, NoReturn
 
@@ -115,7 +116,7 @@ def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
     def main(send: Send) -> int:
         try:
-            send({"value": function(*arguments)})
+            send({"value": in_new_thread(function, *arguments)})
         except (VerglasError, Exception) as error:
             send({"error": f"{type(error).__name__}: {error}" if not isinstance(error, VerglasError) else str(error)})
             return 1
@@ -145,6 +146,16 @@ def _refuse_cuda_parent() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise RuntimeError("this process has used the GPU already, so jobs can't be started from it: start them from a fresh Python")
+
+
+def in_new_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)` in a thread that was not there at the fork.
+
+    A parent that has computed on several cores leaves OpenMP's threads to its child in name only: the thread that forked would wait
+    for them for ever. A new thread gets new ones. Signals are still handled, by the main thread, which waits here.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _be_child(main: Callable[[Send], int], pipes: dict[str, int], parent: int) -> NoReturn:
