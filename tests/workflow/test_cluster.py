@@ -396,7 +396,9 @@ def test_a_recipe_stops_at_a_step_that_vanished(squeue: Squeue, work: Path, caps
     assert row(capsys)[:2] == (1, "FAIL"), "what is judged isn't asked for again"
 
 
-def test_a_recipe_waits_for_each_step_and_for_one_that_is_in_the_queue_already(squeue: Squeue, work: Path) -> None:
+def test_a_recipe_waits_for_each_step_and_for_one_that_is_in_the_queue_already(
+    squeue: Squeue, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As after a `verglas run` that was killed while the first step waited: that isn't submitted twice."""
     squeue("exit 0")
     (work / "sbatch_loses").touch()

@@ -7,6 +7,7 @@ waits for the other's lock: not every shared file system carries locks from one 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -20,8 +21,9 @@ TICKET = "queue.json"
 TOKEN_VARIABLE = "VERGLAS_SUBMISSION"  # by it the run on the node shows that the ticket is its own
 WAITS, RUNS, ENDED, UNKNOWN = "queued", "running", "ended", "unknown"
 
-_ANSWER_WITHIN = 20.0  # seconds that a queue may take to answer
-_ASK_AGAIN_AFTER = 60.0  # seconds after a queue that didn't
+_ANSWER_WITHIN = 10.0  # seconds that a queue may take to answer
+_SLOW = 2.0  # seconds after which a failure to answer is taken for one of the queue, not of one question
+_ASK_AGAIN_AFTER = 60.0  # seconds after such a failure
 _LISTED_WITHIN = 5.0  # seconds from submission until every queue lists the job
 _SUBMITTED_WITHIN = 600.0  # seconds for the submission itself; one without a number after that was broken off
 
@@ -33,7 +35,7 @@ _WORDS = {
     "CD CA F TO PR NF BF DL OOM RV DONE EXIT C X",
 }
 _GONE = re.compile(r"invalid job id|unknown job id|jobs? do(es)? not exist|job <.*> is not found|job has finished", re.IGNORECASE)
-_silent: dict[str, float] = {}  # programs that didn't answer, and when: a table of many jobs doesn't wait for each
+_silent: dict[str, tuple[float, str]] = {}  # programs that didn't answer, when and why: a table of many jobs doesn't wait for each
 
 
 @dataclass
@@ -91,7 +93,7 @@ def standing(ticket: Ticket) -> tuple[str, str]:
         return UNKNOWN, "the queue has given it no number that is understood"
     state, words = _ask([word.replace("{id}", ticket.id) for word in ticket.ask])
     if state == ENDED and words == _VANISHED and age < _LISTED_WITHIN:
-        state, words = UNKNOWN, "not listed yet"
+        state, words = UNKNOWN, "not listed"
     return state, f"job {ticket.id} of the queue: {words}"
 
 
@@ -99,13 +101,21 @@ _VANISHED = "no longer listed"
 
 
 def _ask(command: list[str]) -> tuple[str, str]:
+    program, began = command[0], time.monotonic()
+    when, why = _silent.get(program, (-math.inf, ""))
+    if began - when < _ASK_AGAIN_AFTER:
+        return UNKNOWN, why
+    state, words = _ask_now(command)
+    if state == UNKNOWN and time.monotonic() - began >= min(_SLOW, _ANSWER_WITHIN):
+        _silent[program] = time.monotonic(), words
+    return state, words
+
+
+def _ask_now(command: list[str]) -> tuple[str, str]:
     program = command[0]
-    if time.monotonic() - _silent.get(program, -_ASK_AGAIN_AFTER) < _ASK_AGAIN_AFTER:
-        return UNKNOWN, f"{program} doesn't answer"
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=_ANSWER_WITHIN)
     except subprocess.TimeoutExpired:
-        _silent[program] = time.monotonic()
         return UNKNOWN, f"{program} doesn't answer"
     except OSError as error:
         return UNKNOWN, f"{program}: {error.strerror}"

@@ -54,7 +54,8 @@ class Cluster:
     ask: str | None = None  # None: by the name of the submitting program
     fields: dict[str, str] = field(default_factory=dict)
     grace_s: float = 60.0
-    poll_s: float = 10.0
+    poll_s: float = 10.0  # between questions, less at first: many steps are short
+    told: set[str] = field(default_factory=set)  # notes on the template that the user has read: once in a recipe, not at each step
 
     def ready(self, request: JobRequest) -> tuple[Template, dict[str, str]]:
         """The template, and the values of the fields that don't depend on the job's folder. Raises InputError for one without."""
@@ -80,7 +81,9 @@ def submit_job(request: JobRequest, cluster: Cluster, screen: Screen | None = No
     screen = screen or Screen(None)
     template, known = cluster.ready(request)
     for text in template.notes:
-        screen.say(f"NOTE: {text}")
+        if text not in cluster.told:
+            screen.say(f"NOTE: {text}")
+        cluster.told.add(text)
     request.check_inputs()
     entries = describe(request)
     print_of = fingerprint(request, entries)
@@ -108,7 +111,7 @@ def run_on_cluster(request: JobRequest, cluster: Cluster, screen: Screen) -> Out
 
 def wait_for(folder: Path, request: JobRequest, cluster: Cluster, screen: Screen) -> Outcome:
     """Wait for a job in the queue. One that leaves it without a finished record is a FAIL, once the grace is over."""
-    told, gone = "", None
+    told, gone, began = "", None, time.monotonic()
     try:
         while True:
             record = _look(folder)
@@ -122,7 +125,7 @@ def wait_for(folder: Path, request: JobRequest, cluster: Cluster, screen: Screen
                 told = line
             if gone is not None and time.monotonic() - gone >= cluster.grace_s:
                 return _give_up(folder, request, reasons)
-            time.sleep(cluster.poll_s)
+            time.sleep(min(cluster.poll_s, 1 + (time.monotonic() - began) / 10))
     except KeyboardInterrupt:
         screen.say(f"{folder} stays in the queue; the same command waits for it again")
         raise SystemExit(EXIT_ABORTED) from None
