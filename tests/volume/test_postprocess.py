@@ -75,6 +75,20 @@ def test_fit_reaches_down_where_the_resolution_is_low() -> None:
     assert line.low > 10.0 and line.high == pytest.approx(9.23, abs=0.01)
 
 
+def test_no_fit_where_the_map_ends_before_it_would_begin() -> None:
+    line = guinier_fit(log_amplitudes(chain(SIZE, PIXEL)), SIZE, PIXEL, 10.0, 20.0)
+    assert (line.slope, line.intercept, line.correlation) == (0.0, 0.0, 0.0)
+
+
+def test_the_strongest_sharpening_stays_finite() -> None:
+    """exp(1000/4 · k²) is past float32 in the corners of a box of 1 Å voxels, where the low-pass filter is 0."""
+    generator = torch.Generator().manual_seed(5)
+    common = torch.randn(32, 32, 32, generator=generator)
+    first, second = (common + 0.1 * torch.randn(32, 32, 32, generator=generator) for _ in range(2))
+    found = postprocess(first, second, torch.ones(32, 32, 32), 1.0, bfactor=-1000.0, lowpass=8.0)
+    assert torch.isfinite(found.map).all() and found.map.std() > 0
+
+
 def test_resolution_of_known_noise_and_no_gain_from_a_tight_mask() -> None:
     """Noise alone under a mask has no resolution, however tight the mask."""
     generator = torch.Generator().manual_seed(2)

@@ -37,19 +37,29 @@ def _score_table(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _truth_pictures(job: Path, simulation: Path) -> str:
-    """FSC of the half maps beside that against the truth, under the same sphere."""
+    """FSC of the half maps beside that against the truth, under the same sphere; the map beside the true one, as fine as it is."""
+    import torch
+
     from verglas.bench.scoring import Truth, map_scores
-    from verglas.io.mrc import read_header
+    from verglas.io.mrc import read_map
     from verglas.pictures.curves import draw_fsc
+    from verglas.pictures.maps import draw_maps_in_a_row
+    from verglas.volume.filters import lowpass
+    from verglas.volume.resample import rescale_map
 
     truth = Truth(simulation)
     against, halves = map_scores(job, truth)
-    header = read_header(job / "run_half1_class001_unfil.mrc")
+    found, pixel = read_map(job / "run_class001.mrc")
+    true, true_pixel = read_map(truth.folder / "map.mrc")
+    laid = against.alignment.apply(rescale_map(torch.from_numpy(true), true_pixel, pixel, len(found)))
     curves = {"half maps": halves.numpy(), "against the true map": against.fsc.numpy()}
+    mirrored = "the mirror image" if against.mirrored else "not the mirror image"
     with tempfile.TemporaryDirectory() as folder:
-        drawing = Path(folder) / "fsc.png"
-        draw_fsc(drawing, curves, header.shape[-1], header.pixel_size)
-        return picture(drawing, f"FSC in a soft sphere of {truth.radius:.0f} Å; mirror image: {'yes' if against.mirrored else 'no'}")
+        curve, row = Path(folder) / "fsc.png", Path(folder) / "maps.png"
+        draw_fsc(curve, curves, len(found), pixel)
+        smooth = lowpass(laid, pixel, against.resolution).numpy()
+        draw_maps_in_a_row(row, [found, smooth], ["refined", f"true, to {against.resolution:.1f} Å"], f"{mirrored} of the truth")
+        return picture(row, "central slices and surfaces") + picture(curve, f"FSC in a soft sphere of {truth.radius:.0f} Å")
 
 
 def _pick_picture(steps: dict[str, Path], simulation: Path) -> str:

@@ -109,6 +109,8 @@ def run(job: Job) -> Items:
         )
         model = _against_model(job, result, mask, pixel_size)
     share = f"mask {100 * result.mask_share:.2f} % of the box"
+    if params.adhoc_bfac is None and result.guinier.slope == 0:
+        job.warn(f"not sharpened: the map ends before {params.autob_lowres:g} Å (--autob-lowres), where a B-factor could be fitted")
     job.say(f"resolution {result.curves.resolution:.2f} Å, B-factor {result.bfactor:.0f} Å², {share}")
     with job.phase("write"):
         _draw(job.out, result, mask, pixel_size, model)

@@ -31,7 +31,8 @@ def lowpass(values: torch.Tensor, pixel_size: float, resolution: float, edge_she
 def bfactor_weights(size: int, pixel_size: float, bfactor: float, dims: int = 3) -> torch.Tensor:
     """exp(-B k² / 4) on a half transform; a negative B (Å²) sharpens."""
     squared = radius(size, dims).square() / (size * pixel_size) ** 2
-    return torch.exp(-bfactor / 4 * squared).float()
+    # past e^60 float32 would soon be infinite, and infinite times a low-pass filter's 0 is no number
+    return torch.exp((-bfactor / 4 * squared).clamp(max=60.0)).float()
 
 
 def apply_bfactor(values: torch.Tensor, pixel_size: float, bfactor: float, dims: int = 3) -> torch.Tensor:

@@ -197,8 +197,8 @@ class _Line:
 def guinier_fit(logs: torch.Tensor, size: int, pixel_size: float, lowest: float, highest: float) -> _Line:
     """The line through ln(amplitude) against 1/d² between `lowest` and `highest` Å; B is 4 times its slope.
 
-    Where fewer than 5 shells lie between, the low-resolution end is moved until 5 do. A map with fewer than 2 shells of power gives
-    slope 0.
+    Where fewer than 5 shells lie between, the low-resolution end is moved until 5 do. A map that ends before `lowest`, or has fewer
+    than 2 shells of power, gives slope 0: what a protein's spectrum does there says nothing of a B-factor.
     """
     squared = squared_frequency(size, pixel_size)
     shells = torch.arange(len(logs))
@@ -206,7 +206,7 @@ def guinier_fit(logs: torch.Tensor, size: int, pixel_size: float, lowest: float,
     first = min(math.ceil(size * pixel_size / lowest - 1e-6), max(1, last - _SHELLS_TO_FIT + 1))
     used = (shells >= first) & (shells <= last) & (logs.cpu() > -90)
     low, high = (shell_to_resolution(shell, size, pixel_size) for shell in (first, last))
-    if int(used.sum()) < 2:
+    if highest > lowest or int(used.sum()) < 2:
         return _Line(0.0, 0.0, 0.0, low, high)
     x, y = squared[used], logs.cpu().double()[used]
     dx, dy = x - x.mean(), y - y.mean()
