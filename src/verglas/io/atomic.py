@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")
 
 
 @contextmanager
@@ -27,6 +30,11 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` has the name of a file that `whole_file` had not finished when its process was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

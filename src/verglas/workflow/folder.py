@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from verglas.errors import InputError
+from verglas.io.atomic import is_temporary
 from verglas.jobs.declaration import JobType
 from verglas.project.project import Project
 from verglas.records.digest import digest
@@ -98,7 +99,13 @@ def past_runs(record: Record | None) -> list[dict[str, Any]]:
 
 
 def sort_out(folder: Path, outputs: list[str], vouched: dict[str, str]) -> dict[str, str]:
-    """Remove declared outputs that no finished run of the same work vouches for; returns those that stay, with their digests."""
+    """Remove declared outputs that no finished run of the same work vouches for, and what a kill left half-written.
+
+    Returns the outputs that stay, with their digests.
+    """
+    for file in folder.rglob(".*.tmp*"):
+        if is_temporary(file):
+            file.unlink()
     kept = {}
     for path in outputs:
         file = folder / path
