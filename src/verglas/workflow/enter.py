@@ -8,7 +8,7 @@ from typing import Any
 from verglas.jobs.declaration import JobType
 from verglas.project.pipeline import Status
 from verglas.project.project import Project
-from verglas.project.relion_options import relion_option
+from verglas.project.relion_options import relion_options
 from verglas.records.record import FAIL, Record
 from verglas.workflow.request import JobRequest
 
@@ -30,15 +30,7 @@ def leave_job(project: Project, name: str, request: JobRequest, declared: JobTyp
 
 
 def job_options(request: JobRequest) -> dict[str, str]:
-    """Parameters and inputs as name and value for `job.star`: Yes and No, lists by commas, nothing for None."""
+    """Parameters and inputs as name and value for `job.star`, in RELION's words where it has them."""
     given: dict[str, Any] = {spec.name: request.inputs.get(spec.name) for spec in request.declared.inputs}
     given.update(request.params.model_dump(mode="json"))
-    return {relion_option(request.declared.name, name): _option_text(value) for name, value in given.items()}
-
-
-def _option_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "Yes" if value else "No"
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return "" if value is None else str(value)
+    return relion_options(request.declared.name, given)
