@@ -8,7 +8,7 @@ import tifffile
 
 from verglas.errors import FileFormatError, InputError
 from verglas.io.eer import write_eer
-from verglas.io.gain import gain_agreement, read_gain
+from verglas.io.gain import gain_exponent, read_gain
 from verglas.io.movie import write_movie
 from verglas.io.mrc import read_image, write_image
 from verglas.io.star import write_star
@@ -82,10 +82,15 @@ def test_a_transposed_gain_is_refused_and_the_turns_that_fit_are_named(path: Pat
 
 
 def test_the_mean_of_the_movies_tells_multiply_from_divide(path: Path) -> None:
-    mean = np.random.default_rng(2).poisson(2000 / GAIN) / 2000
-    assert gain_agreement(*read_gain(path, MOVIE), mean) < -0.9
-    assert gain_agreement(*read_gain(path, MOVIE, reciprocal=True), mean) > 0.9
-    assert abs(gain_agreement(*read_gain(path, MOVIE, flip=1), mean)) < 0.2
+    slope = 1 + np.arange(MOVIE[1]) / MOVIE[1]  # an uneven beam
+    mean = np.random.default_rng(2).poisson(2000 * slope / GAIN) / 2000
+    for given, exponent in ({}, -1.0), ({"reciprocal": True}, 1.0), ({"flip": 1}, 0.0):
+        found, uncertainty = gain_exponent(*read_gain(path, MOVIE, **given), mean)
+        assert found == pytest.approx(exponent, abs=0.05) and uncertainty < 0.05
+    few = np.random.default_rng(3).poisson(0.3 / np.tile(GAIN, (20, 20)))  # most pixels have counted nothing yet
+    found, uncertainty = gain_exponent(np.tile(GAIN, (20, 20)), np.zeros(few.shape, bool), few)
+    assert abs(found + 1) < 3 * uncertainty + 0.05 < 0.2
+    assert gain_exponent(np.ones(MOVIE), np.zeros(MOVIE, bool), mean) == (0.0, np.inf)
 
 
 @pytest.mark.relion

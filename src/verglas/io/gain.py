@@ -57,18 +57,29 @@ def read_gain(
     return np.ascontiguousarray(gain), np.ascontiguousarray(defects)
 
 
-def gain_agreement(gain: np.ndarray, defects: np.ndarray, mean_frame: np.ndarray) -> float:
-    """Correlation of the logarithms of gain and mean raw frame over good pixels, both [ny, nx].
+def gain_exponent(gain: np.ndarray, defects: np.ndarray, mean_frame: np.ndarray) -> tuple[float, float]:
+    """The power of the gain that the mean raw frame follows from pixel to pixel, both [ny, nx], and the uncertainty of that.
 
-    A gain that multiplies evens the mean out: it is near −1 (noise in the mean weakens it). Near +1 the file is the reciprocal, and
-    near 0 it is turned, flipped or of another detector.
+    −1: the gain multiplies, it evens the frame out. +1: the file is the reciprocal. 0: it is turned, flipped, of another detector, or
+    applied already. Neighbours along x are compared, so that a beam or ice that is uneven does not count. A straight line is fitted
+    (right to some hundredths for real gains), which holds for any number of counts, zeros too. The uncertainty is infinite where the
+    gain is the same everywhere or nothing was counted.
     """
-    good = ~defects & (mean_frame > 0)
-    if good.sum() < 2:
+    if defects.all():
         raise InputError("gain", "no pixel has both a gain and counts")
-    a, b = np.log(gain[good].astype(np.float64)), np.log(mean_frame[good].astype(np.float64))
-    spread = a.std() * b.std()
-    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else 0.0
+    usual = float(mean_frame[~defects].mean())
+    good = ~defects & (mean_frame < 10 * usual)  # hot pixels tell nothing
+    pairs = good[:, 1:] & good[:, :-1]
+    if usual <= 0 or pairs.sum() < 2:
+        return 0.0, np.inf
+    scales = float(gain[good].mean()), float(mean_frame[good].mean())
+    of_gain, of_frame = (np.diff(v.astype(np.float64), axis=1)[pairs] / scale for v, scale in zip((gain, mean_frame), scales))
+    power = float((of_gain**2).sum())
+    if power == 0:
+        return 0.0, np.inf
+    exponent = float((of_gain * of_frame).sum()) / power
+    left = of_frame - exponent * of_gain
+    return exponent, float(np.sqrt((left**2).mean() / power))
 
 
 def _scale(path: str | os.PathLike[str], shape: tuple[int, ...], movie: tuple[int, int], rotation: int) -> float:

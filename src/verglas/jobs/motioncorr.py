@@ -62,7 +62,8 @@ def outputs(params: Params) -> tuple[OutputSpec, ...]:
 
 
 def validate(job: Job) -> None:
-    """Frames in order; optics that can be used; a gain that fits the first movie that can be read."""
+    """Frames in order; optics that can be used; a gain that fits the movies that can be read, in size and in what it evens out."""
+    from verglas.jobs.motioncorr_gain import check_gain_by_movies
     from verglas.jobs.motioncorr_movie import check_gain
     from verglas.particles import read_micrographs
 
@@ -78,6 +79,7 @@ def validate(job: Job) -> None:
         if not (movies.optics.value(column) > 0).all():
             raise InputError("optics table", f"{column} is {movies.optics.value(column).tolist()}", "Import the movies with it")
     check_gain(job, movies)
+    check_gain_by_movies(job, movies)
 
 
 def run(job: Job) -> Items:
@@ -175,7 +177,8 @@ def measure(out: Path, params: Params) -> Metrics:
     table = read_micrographs(out / _MICROGRAPHS)
     motions = [read_motion(name) for name in table.column("motion_file")]
     pixel = table.optics_value("movie_pixel_size")
-    jumps = [float(motion.global_shifts.diff(dim=0).norm(dim=-1).max()) * size for motion, size in zip(motions, pixel)]
+    steps = [motion.global_shifts.diff(dim=0).norm(dim=-1) * size for motion, size in zip(motions, pixel)]
+    jumps = [float(step.max()) for step in steps if len(step)]  # a movie of one frame takes no step
     local = []
     for motion, size in zip(motions, pixel):
         corners = (motion.shifts_at(_field(motion.shape)) - motion.global_shifts) * size
@@ -187,7 +190,7 @@ def measure(out: Path, params: Params) -> Metrics:
         "items_out": len(table),
         "motion_total_median": float(np.median(total)),
         "motion_total_max": float(total.max()),
-        "largest_step": max(jumps),
+        "largest_step": max(jumps, default=0.0),
         "local_motion_max": max(local),
         "with_local_model": sum(bool(motion.model) for motion in motions),
         "least_deviation": min(deviations),

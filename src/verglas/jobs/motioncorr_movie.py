@@ -116,10 +116,13 @@ def _tasks(job: Job, movies: Micrographs) -> list[_Task]:
 
 
 def open_named(job: Job, name: str) -> Movie:
-    """The movie, with the job's EER settings."""
+    """The movie, with the job's EER settings. Raises ItemError for one that they, or we, can make nothing of."""
     from verglas.io.movie import open_movie
 
-    return open_movie(name, job.params.eer_grouping, job.params.eer_upsampling, keep_rest=True)
+    try:
+        return open_movie(name, job.params.eer_grouping, job.params.eer_upsampling, keep_rest=True)
+    except InputError as error:
+        raise ItemError(name, str(error)) from error
 
 
 def _frames(job: Job, name: str) -> int:

@@ -101,6 +101,7 @@ def prepare(job: Job, least: int) -> Prepared:
     kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()
     if len(kept) < least:
         raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", "Check the extraction")
+    _say_pixel_clash(job, everything)
     if bad:
         job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
     # by name, so that the result does not depend on the order of the rows
@@ -126,6 +127,16 @@ def prepare(job: Job, least: int) -> Prepared:
         intact_until_first_peak=params.ctf_intact_first_peak,
     )
     return Prepared(seen, particles, order, items, device)
+
+
+def _say_pixel_clash(job: Job, particles: ParticleSet) -> None:
+    """Say so where the first stack's header has another pixel size than the table: one of them is wrong, the table's is taken."""
+    from verglas.io.mrc import read_header
+
+    stack = str(particles.column("image_name")[0]).partition("@")[2]
+    header, table = read_header(stack).pixel_size, particles.optics.pixel_size
+    if header > 0 and abs(header / table - 1) > 0.01:
+        job.warn(f"{stack}: its header says {header:.4g} Å a pixel, rlnImagePixelSize {table:.4g} Å is taken: if that is wrong, mend it")
 
 
 def precision(params: EngineParams, device: torch.device) -> str:

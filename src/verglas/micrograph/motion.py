@@ -54,6 +54,9 @@ class Motion:
 def estimate_motion(frames: torch.Tensor, pixel_size: float, settings: MotionSettings) -> Motion:
     """Motion of a movie, frames float32 [frames, y, x], pixel size in Å."""
     shape = (int(frames.shape[1]), int(frames.shape[2]))
+    if len(frames) == 1:
+        still = torch.zeros(1, 2, dtype=torch.float64)
+        return Motion(shape, still, no_local_motion(), torch.zeros(0, 2), torch.zeros(0, 1, 2), ["one frame: there is nothing to align"])
     small, factor = shrink(frames, pixel_size)
     small_shape = (int(small.shape[1]), int(small.shape[2]))
     series = Series(torch.fft.rfft2(small * edge_taper(small_shape, small.device)), small_shape, (factor, factor))

@@ -1,0 +1,65 @@
+"""MotionCorr's look at a gain reference before the start: do the movies say that it is the right one, the right way round?"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from verglas.errors import InputError, ItemError
+from verglas.jobs.declaration import Job
+from verglas.jobs.motioncorr_movie import gain_and_defects, open_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from verglas.particles import Micrographs
+
+_MOVIES, _FRAMES = 3, 10  # looked at
+_CERTAIN = 0.1  # uncertainty of the exponent, above which nothing can be said
+
+
+def check_gain_by_movies(job: Job, movies: Micrographs) -> None:
+    """Raise InputError for a gain that works the wrong way round; warn of one that has nothing to do with the movies.
+
+    The first movies that can be read are looked at, a few frames of each.
+    """
+    import numpy as np
+
+    from verglas.io.gain import gain_exponent
+
+    if job.inputs["gain"] is None:
+        return
+    frames = list(islice(_means(job, movies), _MOVIES))
+    frames = [(name, mean) for name, mean in frames if mean.shape == frames[0][1].shape]
+    if not frames:
+        return
+    mean = np.mean([mean for _, mean in frames], axis=0)
+    gain, defects = gain_and_defects(job, mean.shape, frames[0][0])
+    assert gain is not None and defects is not None
+    exponent, uncertainty = gain_exponent(gain, defects, mean)
+    job.record["gain_exponent"] = exponent
+    if uncertainty > _CERTAIN:
+        return
+    if exponent > 0.5:
+        found = f"the movies are brighter where this gain is larger (power {exponent:.1f}, −1 was expected): it works the wrong way round"
+        mend = "Leave --gain-reciprocal out" if job.params.gain_reciprocal else "Give --gain-reciprocal"
+        raise InputError("--gain", found, f"{mend}. With EER movies a .gain file multiplies, any other divides")
+    if exponent > -0.5:
+        job.warn(
+            f"the gain does not even out the movies' mean (power {exponent:.1f}, −1 was expected): it is turned, flipped, "
+            "of another detector, or these movies have it in them already"
+        )
+
+
+def _means(job: Job, movies: Micrographs) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and mean of some frames [ny, nx] of each movie that can be read."""
+    import numpy as np
+
+    for name in movies.names():
+        try:
+            movie = open_named(job, name)
+            yield name, np.mean([movie.read(frame) for frame in range(min(_FRAMES, movie.frames))], axis=0)
+        except ItemError:
+            continue
