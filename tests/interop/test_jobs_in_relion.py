@@ -6,14 +6,16 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from interop.conftest import verglas
 from verglas.io.star import read_star
 from verglas.jobs.registry import job_type
-from verglas.project.jobfiles import read_job_star
+from verglas.project.jobfiles import read_job_star, write_job_star
 from verglas.project.pipeline import PIPELINE, Status, read_pipeline, write_pipeline
+from verglas.project.relion_options import relion_options
 
 pytestmark = pytest.mark.relion
 
@@ -32,6 +34,19 @@ def copied(project: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "project"
     shutil.copytree(project, copy, symlinks=True, ignore=shutil.ignore_patterns("*.png", "*.pt", "truth"))
     return copy
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder of stand-ins for RELION's programs: each notes its command in the project and leaves the exit file."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    relion = Path(shutil.which("relion_refine") or "").parent
+    for program in relion.glob("relion_*"):
+        if program.name != "relion_pipeliner":
+            (folder / program.name).write_text(STUB)
+            (folder / program.name).chmod(0o755)
+    return folder
 
 
 def pipeliner(folder: Path, *words: str, programs: Path | None = None) -> str:
@@ -129,29 +144,92 @@ EXPECTED = {
 AUTOMATIC = {"--grouping_for_ps": "-1", "--dAst": "0.0", "--min_distance": "0.0"}
 
 
-def test_relion_repeats_our_jobs_with_our_settings(copied: Path) -> None:
+def test_relion_repeats_our_jobs_with_our_settings(copied: Path, programs: Path) -> None:
     """From each job.star RELION makes a job, and from that a command: the program's stand-in notes it."""
-    programs = copied / "programs"
-    programs.mkdir()
-    for program in Path("/usr/bin").glob("relion_*"):
-        if program.name != "relion_pipeliner":
-            (programs / program.name).write_text(STUB)
-            (programs / program.name).chmod(0o755)
     wrong = []
     for alias, expected in EXPECTED.items():
-        (copied / "commands").unlink(missing_ok=True)
-        number = read_pipeline(copied / PIPELINE).counter
-        try:
-            pipeliner(copied, "--addJobFromStar", f"{alias}/job.star")
-            name = f"{alias.split('/')[0]}/job{number:03d}/"
-            pipeliner(copied, "--RunJobs", name, "--schedule", f"s{number}", "--sec_wait_after", "0", programs=programs)
-        except (AssertionError, subprocess.TimeoutExpired) as error:
-            wrong.append(f"{alias}: {str(error)[-300:]}")
-            continue
-        command = (copied / "commands").read_text()
+        command = command_of_relion(copied, alias.split("/")[0], f"{alias}/job.star", programs)
         wrong += [f"{alias}: no {words!r} in {command}" for words in expected if not has(command, words)]
         wrong += [f"{alias}: {words}" for words in differing(alias, copied, command)]
     assert not wrong, "\n".join(wrong)
+
+
+DATA = "Refine3D/job017/run_data.star"
+# Settings that the project's jobs do not have, the words that RELION's command must hold, and those that it must not.
+OTHERS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
+    ("Import/import_first", {"kind": "micrographs"}, ["--do_micrographs"], ["--do_movies"]),
+    ("Import/reference", {"kind": "particles", "files": DATA}, ["--do_particles", f"--i {DATA}"], []),
+    ("Import/reference", {"kind": "coordinates", "files": "picks/*.star"}, ["--do_coordinates"], []),
+    ("MotionCorr/motion", {"gain_rot": 3, "gain_flip": 2}, ["--gain_rot 3", "--gain_flip 2"], []),
+    ("MotionCorr/motion", {"gain_flip": 1, "grouping_for_ps": 3}, ["--gain_flip 1", "--grouping_for_ps 3"], []),
+    ("MotionCorr/motion", {"grouping_for_ps": 0, "dose_weighting": False}, [], ["--grouping_for_ps", "--dose_weighting", "--save_noDW"]),
+    ("AutoPick/pick", {"invert": False}, ["--Log_invert"], []),
+    (
+        "AutoPick/pick_template",
+        {"references": None, "reference": "Import/job016/reference.mrc", "symmetry": "D2", "healpix_order": 2, "threshold": 0.3},
+        ["--ref Import/job016/reference.mrc", "--healpix_order 2", "--sym D2", "--threshold 0.3"],
+        ["--LoG"],
+    ),
+    ("Extract/extract", {"rescale": 0, "do_invert": False, "bg_diameter": 60.0}, ["--bg_radius 30"], ["--scale", "--invert_contrast"]),
+    ("Extract/extract_again", {"recenter": False, "reset_offsets": True}, ["--reset_offsets"], ["--recenter"]),
+    ("Class2D/class2d", {"limit_resolution": 9.0, "psi_step": 6.0}, ["--strict_highres_exp 9", "--psi_step 6"], []),
+    ("Class3D/class3d", {"skip_align": True, "pad": 1}, ["--skip_align", "--pad 1"], ["--healpix_order"]),
+    ("Class3D/class3d", {"local_search_sigma": 4.0, "healpix_order": 3}, ["--sigma_ang 4", "--healpix_order 3"], []),
+    (
+        "Refine3D/refine",
+        {"absolute_greyscale": True, "solvent_correct_fsc": True, "mask": "MaskCreate/job018/mask.mrc", "local_search_order": 5},
+        ["--solvent_correct_fsc", "--solvent_mask MaskCreate/job018/mask.mrc", "--auto_local_healpix_order 5"],
+        ["--firstiter_cc"],
+    ),
+    (
+        "Select/good_micrographs",
+        {"action": "split", "select_from": "particles", "micrographs": None, "particles": DATA, "nr_split": 3, "do_random": True},
+        [f"--i {DATA}", "--split", "--nr_split 3", "--random_order"],
+        ["--select", "--size_split 100"],
+    ),
+    (
+        "Select/good_micrographs",
+        {"action": "duplicates", "select_from": "particles", "micrographs": None, "particles": DATA, "duplicate_threshold": 50.0},
+        ["--remove_duplicates 50"],
+        ["--select"],
+    ),
+    ("Select/good_micrographs", {"select_label": "defocus_u", "select_minval": 9000.0}, ["--select rlnDefocusU", "--minval 9000"], []),
+    ("JoinStar/movies", {"kind": "particles", "files": [DATA, DATA]}, ["--check_duplicates rlnImageName"], []),
+    ("MaskCreate/mask", {"lowpass_filter": 0.0, "inimask_threshold": 0.5}, ["--ini_threshold 0.5"], ["--lowpass"]),
+    (
+        "PostProcess/postprocess",
+        {"adhoc_bfac": None, "do_auto_bfac": True, "do_skip_fsc_weighting": True, "low_pass": 12.0, "angpix": 5.0},
+        ["--auto_bfac", "--autob_lowres 10", "--skip_fsc_weighting", "--low_pass 12", "--angpix 5"],
+        ["--adhoc_bfac"],
+    ),
+]
+
+
+def test_relion_takes_every_setting(copied: Path, programs: Path) -> None:
+    """Those that the project's jobs leave as they are."""
+    wrong = []
+    for alias, changed, expected, absent in OTHERS:
+        name = alias.split("/")[0]
+        record = json.loads((copied / alias / "record.json").read_text())
+        given: dict[str, Any] = {spec.name: [] if spec.many else None for spec in job_type(name).inputs}
+        for read in record["inputs"]:
+            given[read["name"]] = [*given[read["name"]], read["path"]] if isinstance(given[read["name"]], list) else read["path"]
+        options = relion_options(name, given | record["params"] | changed)
+        write_job_star(copied, job_type(name).relion_number, options, continues=False)
+        command = command_of_relion(copied, name, "job.star", programs)
+        wrong += [f"{alias}, {changed}: no {words!r} in {command}" for words in expected if not has(command, words)]
+        wrong += [f"{alias}, {changed}: {words!r} in {command}" for words in absent if has(command, words)]
+    assert not wrong, "\n".join(wrong)
+
+
+def command_of_relion(project: Path, job: str, job_star: str, programs: Path) -> str:
+    """The command that RELION runs for a job.star: a new job of the project, whose program is a stand-in."""
+    (project / "commands").unlink(missing_ok=True)
+    number = read_pipeline(project / PIPELINE).counter
+    pipeliner(project, "--addJobFromStar", job_star)
+    words = ("--RunJobs", f"{job}/job{number:03d}/", "--schedule", f"s{number}", "--sec_wait_after", "0")
+    pipeliner(project, *words, programs=programs)
+    return (project / "commands").read_text()
 
 
 def has(command: str, words: str) -> bool:

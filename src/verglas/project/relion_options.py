@@ -203,6 +203,7 @@ def _select(given: Mapping[str, Any]) -> dict[str, Any]:
         "do_select_values": action == "values",
         "select_label": labels.get(label, label),
         "do_split": action == "split",
+        "split_size": -1,  # RELION would also cut the parts to 100 rows
         "do_remove_duplicates": action == "duplicates",
     }
 
