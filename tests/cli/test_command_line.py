@@ -132,6 +132,7 @@ def test_one_clear_line_for_what_is_wrong(words: list[str], message: str) -> Non
 
 
 def test_comma_for_a_point_on_the_real_command_line(tmp_path: Path) -> None:
+    """Case 3."""
     done = verglas("simulate", "--pixel_size", "0,885", "--out", "x", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "ERROR: --pixel-size: found '0,885', expected a number, with a point for decimals\n"

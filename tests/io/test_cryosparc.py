@@ -52,6 +52,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def test_shifts_are_in_pixels_of_the_alignment(tmp_path: Path) -> None:
+    """Case 10."""
     found = read_cs(save(tmp_path / "p.cs", particles()))
     np.testing.assert_allclose(found.particles[["origin_x", "origin_y"]], [[12, -8]] * 3)
     assert found.optics[["pixel_size", "box_size", "voltage"]].to_numpy().tolist() == [[1, 48, 300]]
@@ -74,6 +75,7 @@ def test_rotation_vectors_are_the_transpose_of_relions_matrix() -> None:
 
 
 def test_locations_are_fractions_of_the_shape(tmp_path: Path) -> None:
+    """Case 10."""
     location = {
         "location/center_x_frac": np.full(3, 0.25, np.float32),
         "location/center_y_frac": np.full(3, 0.75, np.float32),
@@ -100,6 +102,7 @@ def test_the_numeric_prefix_is_matched_with_or_without() -> None:
 
 
 def test_passthrough_rows_in_another_order_are_joined_by_uid(tmp_path: Path) -> None:
+    """Case 10."""
     defocus = np.float32([1000, 2000, 3000])
     order = [2, 0, 1]
     main = particles(**dict.fromkeys(("ctf/df1_A", "ctf/df2_A")))
@@ -112,6 +115,7 @@ def test_passthrough_rows_in_another_order_are_joined_by_uid(tmp_path: Path) -> 
 
 
 def test_a_missing_field_is_named_with_what_replaces_it(tmp_path: Path) -> None:
+    """Case 10."""
     path = save(tmp_path / "p.cs", particles(**{"blob/shape": None}))
     with pytest.raises(FileFormatError, match=r"blob/shape\. Give the box size \(box_size\)"):
         read_cs(path)

@@ -35,6 +35,7 @@ def test_tiff_gains_are_flipped_as_tiff_movies_are(tmp_path: Path) -> None:
 
 
 def test_zeros_and_nan_are_defects_and_never_infinity(path: Path) -> None:
+    """Case 15."""
     marked = GAIN.copy()
     marked[:, 7], marked[3, :], marked[9, 9] = 0, np.nan, -1
     expected = np.zeros(MOVIE, bool)
@@ -52,6 +53,7 @@ def test_zeros_and_nan_are_defects_and_never_infinity(path: Path) -> None:
 
 
 def test_a_super_resolution_gain_is_averaged_and_said(path: Path) -> None:
+    """Case 15."""
     fine = np.random.default_rng(1).uniform(0.8, 1.2, (128, 192)).astype(np.float32)
     fine[11, 21] = 0
     write_image(path, fine, 1.0)
@@ -69,6 +71,7 @@ def test_a_gain_of_half_the_size_is_repeated_and_said(path: Path) -> None:
 
 
 def test_a_transposed_gain_is_refused_and_the_turns_that_fit_are_named(path: Path) -> None:
+    """Case 15."""
     with pytest.raises(FileFormatError, match=r"64 x 96 .* the movies are 96 x 64.*Rotation 1 or 3 with flip 0, 1 or 2"):
         read_gain(path, (96, 64))
     with pytest.raises(FileFormatError, match="Rotation 0 or 2"):
@@ -82,6 +85,7 @@ def test_a_transposed_gain_is_refused_and_the_turns_that_fit_are_named(path: Pat
 
 
 def test_the_mean_of_the_movies_tells_multiply_from_divide(path: Path) -> None:
+    """Case 15."""
     slope = 1 + np.arange(MOVIE[1]) / MOVIE[1]  # an uneven beam
     mean = np.random.default_rng(2).poisson(2000 * slope / GAIN) / 2000
     for given, exponent in ({}, -1.0), ({"reciprocal": True}, 1.0), ({"flip": 1}, 0.0):

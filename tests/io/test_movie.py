@@ -66,6 +66,7 @@ def damage(path: Path, frame: int, seed: int) -> None:
 
 
 def test_one_damaged_movie_of_five(tmp_path: Path) -> None:
+    """Case 13."""
     paths = [tmp_path / f"m{i}.tif" for i in range(5)]
     for path in paths:
         write_movie(path, COUNTS, 1.4)
@@ -85,6 +86,7 @@ def test_one_damaged_movie_of_five(tmp_path: Path) -> None:
 
 
 def test_no_damage_passes_unseen(tmp_path: Path) -> None:
+    """Case 13."""
     path = tmp_path / "m.tif"
     for seed in range(30):
         write_movie(path, COUNTS, 1.4)

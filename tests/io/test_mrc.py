@@ -141,6 +141,7 @@ PICTURE = np.random.default_rng(2).integers(0, 120, (6, 8))
 )
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_every_pixel_type_gives_the_same_picture(tmp_path: Path, mode: int, dtype: str, values: np.ndarray, order: str) -> None:
+    """Case 12."""
     path = tmp_path / "p.mrc"
     header = np.zeros(256, f"{order}i4")
     header[:4], header[7:10] = (8, 6, 1, mode), (8, 6, 1)
@@ -156,6 +157,7 @@ def test_every_pixel_type_gives_the_same_picture(tmp_path: Path, mode: int, dtyp
 
 
 def test_bytes_are_unsigned_with_imods_stamp(tmp_path: Path) -> None:
+    """Case 12."""
     path = tmp_path / "p.mrc"
     write_image(path, np.array([[-1, 127, -128]], np.int8), 1.0, dtype="int8")
     np.testing.assert_array_equal(read_image(path), [[-1, 127, -128]])
@@ -167,6 +169,7 @@ def test_bytes_are_unsigned_with_imods_stamp(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [3, 4, 101, 77])
 def test_an_unsupported_mode_is_named(map_path: Path, mode: int) -> None:
+    """Case 12."""
     with pytest.raises(FileFormatError, match=f"MRC mode {mode} "):
         read_map(edit(map_path, (12, "<i", mode)))
 
@@ -181,6 +184,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("fault", HARMLESS)
 def test_harmless_headers_are_read_with_a_warning(map_path: Path, fault: str) -> None:
+    """Case 11."""
     changes, message = HARMLESS[fault]
     edit(map_path, *changes)
     with pytest.warns(UserWarning, match=message):
@@ -195,6 +199,7 @@ def test_trailing_bytes_are_ignored_with_a_warning(map_path: Path) -> None:
 
 
 def test_extended_header_of_any_length_is_passed_over(map_path: Path) -> None:
+    """Case 11."""
     raw = map_path.read_bytes()
     map_path.write_bytes(raw[:1024] + bytes(range(256)) * 60 + raw[1024:])
     edit(map_path, (92, "<i", 15360), (104, "4s", b"FEI2"))  # 13 frames of 888 bytes, padded
@@ -202,6 +207,7 @@ def test_extended_header_of_any_length_is_passed_over(map_path: Path) -> None:
 
 
 def test_cut_and_contradictory_files_are_refused(map_path: Path) -> None:
+    """Case 11."""
     raw = map_path.read_bytes()
     map_path.write_bytes(raw[: 1024 + MAP.nbytes // 2])
     with pytest.raises(FileFormatError, match=r"cut short.*2 of 4 sections"):
@@ -219,6 +225,7 @@ def test_cut_and_contradictory_files_are_refused(map_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", [0.0, -12.0, float("nan")])
 def test_a_pixel_size_that_is_none_is_asked_for(map_path: Path, cell: float) -> None:
+    """Case 11."""
     edit(map_path, (40, "<f", cell))
     with pytest.raises(FileFormatError, match=r"pixel size is .*Give the pixel size"):
         read_map(map_path)

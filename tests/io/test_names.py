@@ -29,10 +29,12 @@ JOB = Path("MotionCorr/job002")
     ],
 )
 def test_outputs_lie_in_the_jobs_folder(given: str, expected: str) -> None:
+    """Cases 4 and 5."""
     assert output_name(given, JOB, ".mrc") == JOB / expected
 
 
 def test_every_input_has_its_own_output() -> None:
+    """Cases 4 and 5."""
     inputs = ["x.1.tif", "x.2.tif", "d1/a.tif", "d2/a.tif", "../d1/a.tif", "/d1/a.tif", "/p/d1/a.tif", "a.tif", "a.TIF", "a.mrc"]
     inputs += ["MotionCorr/job003/m/a.mrc", "MotionCorr/job004/m/a.mrc", "p[-61_00].tif", "p1.tif"]
     outputs = output_names(inputs, JOB, "_PS.mrc")

@@ -36,6 +36,7 @@ def upgrade(tmp_path: Path, text: str):  # type: ignore[no-untyped-def]
 
 
 def test_a_relion_30_file_gets_optics_groups_and_shifts_in_angstrom(tmp_path: Path) -> None:
+    """Case 7."""
     optics, particles, notes = upgrade(tmp_path, RELION30)
     assert optics[["rlnOpticsGroup", "rlnVoltage", "rlnImagePixelSize"]].to_numpy().tolist() == [[1, 300, 1.25], [2, 200, 2.0]]
     assert optics["rlnOpticsGroupName"].tolist() == ["opticsGroup1", "opticsGroup2"]

@@ -49,6 +49,7 @@ def long_version(text: str) -> str:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_every_layout_gives_the_same_table(tmp_path: Path, layout: str, size: str) -> None:
+    """Case 1."""
     text, skip = LAYOUTS[layout], 0
     if size == "large":
         end = "\r\n" if layout == "CRLF" else "\n"
@@ -81,6 +82,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_broken_rows_name_line_found_and_expected(tmp_path: Path, fault: str) -> None:
+    """Case 2."""
     text, message = BROKEN[fault]
     with pytest.raises(FileFormatError, match=message) as error:
         read_star(write(tmp_path, text))
@@ -106,6 +108,7 @@ def test_broken_rows_name_line_found_and_expected(tmp_path: Path, fault: str) ->
     ],
 )
 def test_what_is_not_a_sound_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """Case 2."""
     with pytest.raises(FileFormatError, match=message):
         read_star(write(tmp_path, text))
 
@@ -113,6 +116,7 @@ def test_what_is_not_a_sound_table_is_refused(tmp_path: Path, text: str, message
 @pytest.mark.parametrize("bad", ["nan", "inf", "None", "11000,5", "1_000", "0x10"])
 @pytest.mark.parametrize("lengthen", [str, long_version])
 def test_a_bad_number_is_an_error_with_row_and_label(tmp_path: Path, bad: str, lengthen) -> None:  # type: ignore[no-untyped-def]
+    """Case 3."""
     path = write(tmp_path, lengthen(PLAIN.replace("12000.25", bad)))
     table = list_table(read_star(path), "particles", path)
     row = 2 + 1000 * (lengthen is long_version)
@@ -127,6 +131,7 @@ def test_a_fraction_is_no_class_number(tmp_path: Path) -> None:
 
 
 def test_the_locale_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 3."""
     names = ["de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8"]
     before = locale.setlocale(locale.LC_ALL)
     for name in names:
@@ -148,6 +153,7 @@ def test_the_locale_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    """Cases 3 and 4: names stay text to the last letter."""
     random = np.random.default_rng(1)
     table = pd.DataFrame(
         {
@@ -205,6 +211,7 @@ def test_nothing_unreadable_is_written_and_the_old_file_stays(tmp_path: Path) ->
 
 
 def test_both_kinds_of_quotes_are_read(tmp_path: Path) -> None:
+    """Case 4."""
     text = PLAIN.replace("01 ", "'a b.mrc' ").replace("1e5", '"c d.mrc"').replace("nan", "don't.mrc")
     expected = ["a b.mrc", "c d.mrc", "don't.mrc"]
     for version in (text, text.replace("'a b.mrc' 11000.5 1\n", "m.mrc 1 1\n" * 1000 + "'a b.mrc' 11000.5 1\n")):
@@ -252,6 +259,7 @@ def test_relion_reads_every_row_and_value_that_is_written(tmp_path: Path) -> Non
 @pytest.mark.relion
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_relion_reads_less_exactly_where_it_is_said(tmp_path: Path, layout: str) -> None:
+    """Case 1."""
     optics = "data_optics\n\nloop_\n_rlnOpticsGroupName\n_rlnOpticsGroup\n_rlnVoltage\n_rlnSphericalAberration\n"
     optics += "_rlnImagePixelSize\n_rlnImageSize\n_rlnImageDimensionality\n"
     optics += "".join(f"o{group} {group} 300 2.7 1 64 2\n" for group in (1, 2, 3)) + "\n"

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
@@ -15,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from command_line import job
 from refine.sets import DIAMETER
 from verglas.io.mrc import read_map, write_stack
-from verglas.particles import ParticleSet, StackImages, read_particles, write_particles
+from verglas.particles import Micrographs, ParticleSet, StackImages, read_particles, write_micrographs, write_particles
 from verglas.refine.assignments import from_particles
 from verglas.refine.observations import Observations
 from verglas.simulate.particles import simulate_particles
@@ -99,6 +100,25 @@ def test_case_10_a_reconstruction_proves_the_sign(
     x, y = found.origins().T
     for wrong in ((-x, -y), (-x, y), (x, -y), (0 * x, 0 * y)):
         assert agreement(found.with_columns(origin_x=wrong[0], origin_y=wrong[1]), truth) < right - 0.3
+
+
+def test_case_10_fields_and_micrographs_through_import(
+    imported: tuple[Path, ParticleSet, ParticleSet, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 10: a missing field is named with the option that replaces it; micrographs are known without cryoSPARC's prefix."""
+    folder, found, _, _ = imported
+    monkeypatch.chdir(folder)
+    array = np.load("refined.cs")
+    with Path("bare.cs").open("wb") as file:
+        np.save(file, array[[name for name in array.dtype.names if name != "blob/shape"]])
+    ran = job("Import", "--kind", "particles", "--files", "bare.cs", out="bare")
+    assert ran.code == 2 and "bare.cs: has no field blob/shape" in ran.reasons and "--new-box" in ran.reasons
+    optics = found.optics.with_columns(pixel_size=None, box_size=None, movie_pixel_size=PIXEL)
+    write_micrographs("mics.star", Micrographs(optics, pd.DataFrame({"micrograph_name": ["mics/mic.mrc"], "optics_group": 1})))
+    words = ("--kind", "particles", "--files", "bare.cs", "--new-box", BOX, "--micrographs", "mics.star")
+    assert job("Import", *words, out="whole").code == 0
+    table = read_particles("whole/particles.star")
+    assert set(table.column("micrograph_name")) == {"mics/mic.mrc"} and table.optics.box_size == BOX
 
 
 @pytest.mark.relion

@@ -43,6 +43,7 @@ def test_round_trip_keeps_values_text_and_unknown_labels(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("groups", [[0, 1], [3, 7], [7, 3]])
 def test_converters_group_numbers_are_mapped_and_said(tmp_path: Path, groups: list[int]) -> None:
+    """Case 7."""
     table = optics(groups, rlnVoltage=[300.0, 200.0])
     write_star(tmp_path / "p.star", {"optics": table, "particles": rows([groups[1], groups[0], groups[1]])})
     with pytest.warns(UserWarning, match="are read as"):
@@ -52,6 +53,7 @@ def test_converters_group_numbers_are_mapped_and_said(tmp_path: Path, groups: li
 
 
 def test_names_and_image_size_are_made_when_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 7."""
     monkeypatch.chdir(tmp_path)
     write_stack(Path("s.mrcs"), np.zeros((3, 48, 48), np.float32), 1.5)
     write_star(Path("p.star"), {"optics": optics([1], rlnOpticsGroupName=None, rlnImageSize=None), "particles": rows([1, 1, 1])})
@@ -63,6 +65,7 @@ def test_names_and_image_size_are_made_when_missing(tmp_path: Path, monkeypatch:
 
 
 def test_an_undefined_group_is_refused_with_its_number_and_count(tmp_path: Path) -> None:
+    """Case 7."""
     write_star(tmp_path / "p.star", {"optics": optics([1]), "particles": rows([1, 2, 2])})
     with pytest.raises(FileFormatError, match=r"group 2 \(2 rows\)"):
         read_particles(tmp_path / "p.star")
@@ -94,6 +97,7 @@ def particle_set(voltage: float, pixel: float, box: int, count: int = 2, name: s
 
 
 def test_joined_sets_keep_their_own_optics() -> None:
+    """Case 8."""
     both = join([particle_set(300, 1.5, 64), particle_set(200, 2.0, 48)])
     assert list(both.optics.table["name"]) == ["opticsGroup1", "opticsGroup1_2"]
     assert list(both.optics_value("voltage")) == [300, 300, 200, 200]

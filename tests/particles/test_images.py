@@ -39,6 +39,7 @@ def stacks(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_reads_in_the_order_asked_from_several_stacks(stacks: tuple[Path, Path]) -> None:
+    """Case 6."""
     a, b = stacks
     source = StackImages(named(f"000001@{a}", f"5@{b}", f"000003@{a}"))
     assert source.read(np.array([1, 2, 0]))[:, 0, 0].tolist() == [14.0, 2.0, 0.0]
@@ -47,11 +48,13 @@ def test_reads_in_the_order_asked_from_several_stacks(stacks: tuple[Path, Path])
 
 @pytest.mark.parametrize("index", ["000000", "9", "x"])
 def test_an_index_outside_the_stack_is_refused_before_work(stacks: tuple[Path, Path], index: str) -> None:
+    """Case 6."""
     with pytest.raises(InputError):
         StackImages(named(f"{index}@{stacks[0]}"))
 
 
 def test_the_error_names_index_and_size(stacks: tuple[Path, Path]) -> None:
+    """Case 6."""
     with pytest.raises(InputError, match=r"image 9 asked for, it holds 1 to 5"):
         StackImages(named(f"1@{stacks[0]}", f"9@{stacks[0]}"))
 

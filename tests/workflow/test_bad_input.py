@@ -1,9 +1,12 @@
 """Bad files and parameters through the jobs that meet them: refused with exit code 2 and one message, or skipped, named and counted.
 
-CASES.md, 13 to 16, and the list of faults that every job must stand.
+CASES.md, 3, 6, 11 and 13 to 16, and the list of faults that every job must stand.
 """
 
+import os
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,15 @@ from verglas.io.movie import write_movie
 from verglas.io.mrc import read_image, write_image, write_map, write_stack
 from verglas.io.star import read_star
 from verglas.micrograph.motion_files import read_motion
-from verglas.particles import Micrographs, OpticsGroups, read_micrographs, write_micrographs, write_particles
+from verglas.particles import (
+    Micrographs,
+    OpticsGroups,
+    StackImages,
+    read_micrographs,
+    read_particles,
+    write_micrographs,
+    write_particles,
+)
 
 PIXEL, SHAPE, FRAMES = 2.0, (64, 96), 8
 CORRECT = ("--no-dose-weighting", "--patch-x", 1, "--patch-y", 1, "--ps-size", 64, "--threads", 1)
@@ -340,6 +351,65 @@ def test_missing_files_are_named(name: str) -> None:
     write_set()
     Path("images.mrcs").unlink()
     one_message(engine(name), "images.mrcs: no such stack, 120 particles refer to it")
+
+
+@pytest.mark.parametrize("index", ["000000", "9"])
+def test_case_6_an_image_outside_its_stack_is_refused_before_work(index: str) -> None:
+    """Case 6: with the row and the stack's size."""
+    write_set()
+    table = read_particles("particles.star").subset(np.arange(5))
+    write_stack("five.mrcs", np.random.default_rng(0).normal(size=(5, 24, 24)).astype(np.float32), 8.0)
+    names = [f"{number:06d}@five.mrcs" for number in range(1, 6)]
+    write_particles("particles.star", table.with_columns(image_name=[*names[:3], f"{index}@five.mrcs", names[4]]))
+    ran = engine("Class2D")
+    one_message(ran, f"five.mrcs: image {int(index)} asked for, it holds 1 to 5 (row 4)", "the first image is 1")
+
+
+def test_case_6_a_subset_cut_again_points_at_the_images_that_it_means(here: Path) -> None:
+    """Case 6: picked rows, extracted anew into stacks of their own, are the same images as in the whole set."""
+    write_image("c.mrc", np.random.default_rng(0).normal(size=(200, 200)).astype(np.float32), PIXEL)
+    xy = np.random.default_rng(1).uniform(40, 160, (6, 2))
+    write_coordinates("p/c_autopick.star", pd.DataFrame({"coordinate_x": xy[:, 0], "coordinate_y": xy[:, 1]}))
+    Path("p/coords_suffix_autopick.star").write_text("mics.star\n")
+    assert extract(list_micrographs(["c.mrc"])).code == 0
+    everything = read_particles("extracted/particles.star")
+    write_particles("some.star", everything.subset(np.array([4, 1, 3])))
+    again = ("--micrographs", "mics.star", "--particles", "some.star", "--box-size", 32, "--no-recenter", "--threads", 1)
+    assert job("Extract", *again, out="again").code == 0
+    subset = read_particles("again/particles.star")
+    assert len(subset) == 3 and all("@again/" in str(name) for name in subset.column("image_name"))
+    assert StackImages(everything).read(np.array([4, 1, 3])).equal(StackImages(subset).read(np.arange(3)))
+
+
+@pytest.mark.parametrize("size", [0.0, -1.5])
+def test_case_11_a_pixel_size_that_is_none_is_asked_for(size: float, here: Path) -> None:
+    """Case 11: Import takes it by the option that the message names; of a cut file nothing is taken."""
+    write_map("map.mrc", np.random.default_rng(0).normal(size=(16, 16, 16)).astype(np.float32), 1.5)
+    raw = bytearray(Path("map.mrc").read_bytes())
+    struct.pack_into("<fff", raw, 40, *[16 * size] * 3)
+    Path("map.mrc").write_bytes(raw)
+    words = ("--kind", "reference", "--files", "map.mrc")
+    one_message(job("Import", *words, out="a"), f"map.mrc: the header's pixel size is {size:g} Å. Give the pixel size")
+    assert job("Import", *words, "--pixel-size", 1.5, out="b").code == 0
+    Path("map.mrc").write_bytes(raw[: len(raw) // 2])
+    one_message(job("Import", *words, "--pixel-size", 1.5, out="c"), "map.mrc", "cut short")
+
+
+def test_case_3_a_comma_locale_changes_nothing(here: Path) -> None:
+    """Case 3: a job under LC_ALL=de_DE.UTF-8 writes the same table as without."""
+    write_set()
+    write_particles("other.star", read_particles("particles.star").with_optics(voltage=200.5))
+    made = subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", str(here / "de_DE.UTF-8")], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no comma locale can be made here: {made.stderr.strip()}")
+    code = "import locale; locale.setlocale(locale.LC_ALL, ''); assert locale.localeconv()['decimal_point'] == ','\n"
+    code += "from verglas.cli.main import main; main()"
+    words = ["job", "JoinStar", "--files", "particles.star", "other.star", "--out"]
+    comma = {**os.environ, "LOCPATH": str(here), "LC_ALL": "de_DE.UTF-8"}
+    subprocess.run([sys.executable, "-c", code, *words, "comma"], env=comma, check=True, capture_output=True)
+    assert job(words[1], *words[2:-1], out="point").code == 0
+    assert Path("comma/join_particles.star").read_bytes() == Path("point/join_particles.star").read_bytes()
+    assert "200.5" in Path("comma/join_particles.star").read_text()
 
 
 # Places to write to

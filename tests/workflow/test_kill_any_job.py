@@ -18,7 +18,7 @@ from verglas.io.coordinates import write_coordinates
 from verglas.io.movie import write_movie
 from verglas.io.mrc import read_stack, write_image, write_map, write_stack
 from verglas.jobs.registry import job_type
-from verglas.particles import Micrographs, OpticsGroups, write_micrographs, write_particles
+from verglas.particles import Micrographs, OpticsGroups, read_micrographs, write_micrographs, write_particles
 from verglas.volume.masks import solvent_mask
 from workflow.commands import wait_until_free
 from workflow.killed import KILLED, run_and_kill
@@ -182,3 +182,30 @@ def test_case_19_killed_twice_and_gone_on(name: str, inputs: Path, monkeypatch: 
     assert_equal_outputs(name, whole, killed, job_type(name).params(**ended.record.params))
     assert not [path for path in killed.rglob(".*") if path.name != ".verglas_lock"], "half-written files are left"
     assert len(ended.record.previous) == (2 if files > 2 else 1)
+
+
+def test_case_19_six_movies_killed_after_three_one_cut_one_without_its_table(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 19: only what is missing or invalid is done; finished files keep their times; the table is that of an undisturbed run."""
+    monkeypatch.chdir(inputs)
+    Path("six").mkdir()
+    for number in range(6):
+        Path(f"six/{number}.tif").symlink_to(inputs / f"m/{number % 3}.tif")
+    table = read_micrographs("movies.star")
+    names = pd.DataFrame({"movie_name": [f"six/{number}.tif" for number in range(6)], "optics_group": 1})
+    write_micrographs("six.star", Micrographs(table.optics, names))
+    words = ("--movies", "six.star", *JOBS["MotionCorr"].words[2:])
+    assert job("MotionCorr", *words, out="six_whole").code == 0
+    assert run_and_kill(lambda: job("MotionCorr", *words, out="six_killed").code, 9, after=True)[0] == KILLED
+    folder = Path("six_killed/six")
+    wait_until_free(folder.parent)
+    assert sorted(path.name for path in folder.glob("*.star")) == ["0.star", "1.star", "2.star"]
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("0*")}
+    (folder / "1.mrc").write_bytes((folder / "1.mrc").read_bytes()[:5000])
+    (folder / "2.star").unlink()
+    ended = job("MotionCorr", *words, out="six_killed")
+    assert ended.code == 0 and ended.counts() == (6, 6, 0, 0)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    one, two = (Path(f"{name}/corrected_micrographs.star").read_text().replace(name, "X") for name in ("six_whole", "six_killed"))
+    assert one == two
+    for number in range(6):
+        assert np.array_equal(*(read_stack(f"{name}/six/{number}.mrc") for name in ("six_whole", "six_killed")))

@@ -213,8 +213,16 @@ def _optics(
     if "location/micrograph_psize_A" in table:
         columns["micrograph_pixel_size"] = table["location/micrograph_psize_A"].astype(np.float64).round(6)
     if "blob/path" in table:
-        sizes = np.full(n, box_size) if box_size else _need(table, "blob/shape", path, "Give the box size (box_size)")[:, 0]
-        pixels = np.full(n, pixel_size) if pixel_size else _need(table, "blob/psize_A", path, "Give the pixel size (pixel_size)")
+        sizes = (
+            np.full(n, box_size)
+            if box_size
+            else _need(table, "blob/shape", path, "Give the box size (box_size), in Import by --new-box")[:, 0]
+        )
+        pixels = (
+            np.full(n, pixel_size)
+            if pixel_size
+            else _need(table, "blob/psize_A", path, "Give the pixel size (pixel_size), in Import by --pixel-size")
+        )
         columns["pixel_size"] = pixels.astype(np.float64).round(6)
         columns["box_size"] = sizes.astype(np.int64)
     if not columns:

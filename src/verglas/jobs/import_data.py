@@ -158,7 +158,11 @@ JOB = JobType(
     verglas job Import --kind reference --files map.mrc --new-pixel-size 2.24 --new-box 128
     """,
     params=Params,
-    inputs=(InputSpec("micrographs", NodeType.MICROGRAPHS, "Coordinates: the micrographs that they are of", required=False),),
+    inputs=(
+        InputSpec(
+            "micrographs", NodeType.MICROGRAPHS, "Coordinates, cryoSPARC particles: the micrographs that they are of", required=False
+        ),
+    ),
     outputs=outputs,
     run=run,
     measure=measure,

@@ -194,12 +194,12 @@ def import_particles(job: Job) -> Items:
 
 
 def _particles(file: Path, job: Job) -> ParticleSet:
-    from verglas.particles import ParticleSet, read_particles
+    from verglas.particles import ParticleSet, read_micrographs, read_particles
     from verglas.particles.tables import OpticsGroups
 
     if not file.name.endswith((".cs", ".cs.gz")):
         return read_particles(file)
-    from verglas.io.cryosparc import read_cs
+    from verglas.io.cryosparc import match_micrographs, read_cs
 
     params = job.params
     extra = find_files(params.passthrough) if params.passthrough else []
@@ -211,6 +211,9 @@ def _particles(file: Path, job: Job) -> ParticleSet:
         places = {name: _stack_place(name, file) for name in dict.fromkeys(str(v).partition("@")[2] for v in table["image_name"])}
         renamed = [f"{number}@{places[stack]}" for number, _, stack in (str(v).partition("@") for v in table["image_name"])]
         table = table.assign(image_name=renamed)
+    if job.inputs["micrographs"] is not None and "micrograph_name" in table:
+        names = read_micrographs(job.inputs["micrographs"]).names()
+        table = table.assign(micrograph_name=match_micrographs(table["micrograph_name"].tolist(), names))
     return ParticleSet(OpticsGroups(found.optics), table)
 
 

@@ -54,7 +54,8 @@ class StackImages:
         self.box, self.pixel_size = particles.optics.box_size, particles.optics.pixel_size
         self._stacks, self._stack_of, self._index = _locate([str(name) for name in particles.column("image_name")])
         for number, stack in enumerate(self._stacks):
-            _check_stack(stack, self.box, self._index[self._stack_of == number])
+            rows = np.flatnonzero(self._stack_of == number)
+            _check_stack(stack, self.box, self._index[rows], rows)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -86,7 +87,7 @@ def _locate(names: list[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
     return [Path(stack) for stack in stacks], stack_of, index
 
 
-def _check_stack(stack: Path, box: int, index: np.ndarray) -> None:
+def _check_stack(stack: Path, box: int, index: np.ndarray, rows: np.ndarray) -> None:
     if not stack.exists():
         raise InputError(
             stack, f"no such stack, {len(index)} particles refer to it", "Run from the project folder that the names start from"
@@ -97,6 +98,8 @@ def _check_stack(stack: Path, box: int, index: np.ndarray) -> None:
         raise InputError(
             stack, f"images are {shape[-1]} × {shape[-2]} px, the optics table says {box}", "Mend rlnImageSize or extract again"
         )
-    outside = index[(index < 0) | (index >= count)]
+    outside = np.flatnonzero((index < 0) | (index >= count))
     if len(outside):
-        raise InputError(stack, f"image {outside[0] + 1} asked for, it holds 1 to {count}", "Mend rlnImageName; the first image is 1")
+        where = f"row {rows[outside[0]] + 1}" + (f" and {len(outside) - 1} more" if len(outside) > 1 else "")
+        problem = f"image {index[outside[0]] + 1} asked for, it holds 1 to {count} ({where})"
+        raise InputError(stack, problem, "Mend rlnImageName; the first image is 1")
