@@ -55,11 +55,12 @@ def check_gain_by_movies(job: Job, movies: Micrographs) -> None:
 
 def _means(job: Job, movies: Micrographs) -> Iterator[tuple[str, np.ndarray]]:
     """Name and mean of some frames [ny, nx] of each movie that can be read."""
-    import numpy as np
-
     for name in movies.names():
         try:
             movie = open_named(job, name)
-            yield name, np.mean([movie.read(frame) for frame in range(min(_FRAMES, movie.frames))], axis=0)
+            total, count = movie.read(0), min(_FRAMES, movie.frames)
+            for frame in range(1, count):
+                total = total + movie.read(frame)
         except ItemError:
             continue
+        yield name, total / count
