@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import run_job
+from helpers import make_job, run_job
 from verglas.errors import FileFormatError, InputError
 from verglas.io.coordinates import read_coordinates
 from verglas.io.movie import write_movie
@@ -44,6 +44,17 @@ def test_names_that_look_like_patterns_and_worse(here):
     assert len(set(output_names(found, "MotionCorr/job002", ".mrc"))) == 6
     assert find_files("m/p[-61_00].tif") == [here.joinpath("m/p[-61_00].tif").relative_to(here)]
     assert len(find_files("m/*.tif")) == 5
+
+
+def test_movies_of_every_format(here):
+    names = ["m/a.tif", "m/b.mrc", "m/c.mrcs", "m/d.eer"]
+    for name in names:
+        movie(name)
+    job = make_job(JOB, {"files": ";".join(names), "pixel_size": 0.9}, {}, here / "Import/job001")
+    assert JOB.run(job).done == 4
+    assert read_micrographs("Import/job001/movies.star").names() == names
+    assert job.record["sizes"].pop("32 x 24 x 3") == 3
+    assert [size.startswith("32 x 24 x ") for size in job.record["sizes"]] == [True]  # internal frames of the EER movie
 
 
 def test_places(here):

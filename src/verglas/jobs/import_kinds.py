@@ -61,11 +61,11 @@ def _say_sizes(job: Job, shapes: dict[Any, list[str]]) -> None:
 
 
 def _check_movie(name: str, job: Job) -> tuple[int, ...]:
-    """Frames and size of a movie that opens; (frames, ny, nx)."""
+    """Frames and size of a movie that opens, (frames, ny, nx); of an EER movie its internal frames, which MotionCorr groups."""
     from verglas.io.movie import open_movie
 
     try:
-        movie = open_movie(name)
+        movie = open_movie(name, eer_grouping=1)
     except FileFormatError as error:
         raise ItemError(name, error.problem) from error
     except FileNotFoundError as error:
