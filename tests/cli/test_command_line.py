@@ -100,6 +100,20 @@ def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
     assert one.command() == ["verglas", "job", "MaskCreate", "--map", "m.mrc", "--width-mask-edge", "5.0"]
 
 
+def test_every_command_takes_underscores(tmp_path: Path) -> None:
+    assert verglas("new", ".", cwd=tmp_path).returncode == 0
+    assert verglas("clean", "--dry_run", cwd=tmp_path).stdout == "Would free 0 B\n"
+    done = verglas("run", "aldolase", "--submit_with=sbatch", "--plan", cwd=tmp_path)
+    assert done.stderr == "ERROR: --submit-with: is for a job that is submitted. Add --submit TEMPLATE\n"
+
+
+@pytest.mark.parametrize("words", [["stats", "--html", "/proc/a.html"], ["simulate", "--out", "/proc/a", "--width", "256"]])
+def test_where_nothing_can_be_written_one_line_says_so(words: list[str], tmp_path: Path) -> None:
+    done = verglas(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ERROR: /proc/") and done.stderr.count("\n") == 1
+
+
 def test_the_command_of_a_request_gives_the_same_request() -> None:
     declared = job_type("PostProcess")
     words = ["--half1", "a.mrc", "--mask", "m.mrc", "--no-do-auto-bfac", "--adhoc-bfac", "-50", "--fn-mtf", "x y.star"]

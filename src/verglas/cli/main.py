@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")},
     help="""Single-particle cryo-EM from movies to a 3D map, every job recorded and judged.
 
 \b
@@ -44,6 +44,9 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as head, has enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"ERROR: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command()
