@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -237,6 +238,11 @@ def test_mask_and_gain(here):
     write_image("gain_in.mrc", raw, 1.0)
     run_job(JOB, {"kind": "gain", "files": "gain_in.mrc", "gain_rotation": 1, "gain_flip": 2}, {}, here / "gain")
     assert np.allclose(read_image("gain/gain.mrc"), np.rot90(raw, -1)[:, ::-1])
+    run_job(JOB, {"kind": "gain", "files": "gain_in.mrc", "gain_reciprocal": True}, {}, here / "divides")
+    assert np.allclose(read_image("divides/gain.mrc"), np.where(raw > 0, 1 / np.where(raw > 0, raw, 1), 0))
+    tifffile.imwrite("camera.gain", raw)  # of an EER camera: multiplies, rows as stored
+    run_job(JOB, {"kind": "gain", "files": "camera.gain"}, {}, here / "eer")
+    assert np.allclose(read_image("eer/gain.mrc"), raw)
 
 
 def test_something_that_is_no_mrc(here):

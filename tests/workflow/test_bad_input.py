@@ -216,9 +216,30 @@ def test_case_15_gains_that_do_not_fit(here: Path) -> None:
     assert not [path for name in "abc" for path in Path(name).rglob("*.mrc")]
     ran = with_gain(1 / GAIN, "--gain-reciprocal", out="d")
     assert ran.code == 0 and flatness("d") > 0.9
-    one_message(with_gain(GAIN, "--gain-reciprocal", out="e"), "--gain", "Leave --gain-reciprocal out")
+    one_message(with_gain(GAIN, "--gain-reciprocal", out="e"), "--gain", "Give --no-gain-reciprocal")
     ran = with_gain(GAIN[::-1], out="f")
     assert ran.record is not None and any("does not even out the movies' mean" in text for text in ran.record.warnings)
+
+
+def test_case_15_with_eer_movies_a_gain_divides_unless_told(here: Path) -> None:
+    """Case 15: RELION's rule, which every gain can be taken out of; the refusal names the option that does it."""
+    write_movie("m/0.eer", counts(0, 24, 0.3, GAIN).clip(max=1), PIXEL)
+    write_image("divides.mrc", 1 / GAIN, PIXEL)
+    write_image("multiplies.mrc", GAIN, PIXEL)
+    movies = list_movies(["m/0.eer"])
+    for gain, words, mend in (
+        ("divides", [], None),
+        ("divides", ["--gain-reciprocal"], None),
+        ("divides", ["--no-gain-reciprocal"], "Give --gain-reciprocal"),
+        ("multiplies", [], "Give --no-gain-reciprocal"),
+        ("multiplies", ["--gain-reciprocal"], "Give --no-gain-reciprocal"),
+        ("multiplies", ["--no-gain-reciprocal"], None),
+    ):
+        ran = correct(movies, "--eer-grouping", 6, "--gain", f"{gain}.mrc", *words, out="_".join([gain, *words]))
+        if mend is None:
+            assert ran.code == 0
+        else:
+            one_message(ran, "works the wrong way round", mend)
 
 
 # Micrographs and picks

@@ -54,7 +54,7 @@ class Params(JobParams):
     flip_hand: bool = param(False, "Reference, mask: mirror it", flag="--invert_hand")
     gain_rotation: int = param(0, "Gain: quarter turns clockwise", label="Gain rotation:", flag="--gain_rot", ge=0, le=3)
     gain_flip: int = param(0, "Gain: then 1 reverses rows, 2 columns", label="Gain flip:", flag="--gain_flip", ge=0, le=2)
-    gain_reciprocal: bool = param(False, "Gain: the file divides, as EER gains do")
+    gain_reciprocal: bool = param(False, "Gain: the file divides (EER: all but .gain files do); what is written multiplies")
     passthrough: str | None = param(None, "cryoSPARC: passthrough files, joined by uid; as for files")
     flip_y: bool = param(False, "cryoSPARC: count y of the coordinates from the other end")
 

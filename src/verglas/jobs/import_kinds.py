@@ -272,7 +272,8 @@ def import_gain(job: Job) -> Items:
     except (ValueError, OSError, RuntimeError) as error:
         raise FileFormatError(file, f"cannot be read as a gain reference: {error}") from error
     turned = (int(shape[1]), int(shape[0])) if params.gain_rotation % 2 else (int(shape[0]), int(shape[1]))
-    gain, defects = read_gain(file, turned, params.gain_rotation, params.gain_flip, params.gain_reciprocal)
+    eer = file.suffix == ".gain"  # no other camera's gain has that name
+    gain, defects = read_gain(file, turned, params.gain_rotation, params.gain_flip, eer=eer, reciprocal=params.gain_reciprocal)
     with job.phase("write"):
         write_image(job.out / "gain.mrc", gain, params.pixel_size or 1.0)
     job.say(f"{file}: {turned[1]} x {turned[0]} px, median {np.median(gain[~defects]):.4g}, {int(defects.sum())} defects")

@@ -50,7 +50,9 @@ class Params(JobParams):
     bin_factor: float = param(1.0, "Binning, need not be whole", label="Binning factor:", flag="--bin_factor", ge=1)
     gain_rot: int = param(0, "Quarter turns of the gain, clockwise", label="Gain rotation:", flag="--gain_rot", ge=0, le=3)
     gain_flip: int = param(0, "Then 1 reverses its rows, 2 its columns", label="Gain flip:", flag="--gain_flip", ge=0, le=2)
-    gain_reciprocal: bool = param(False, "The gain divides the frames; without this it multiplies them (EER: as RELION does)")
+    gain_reciprocal: bool | None = param(
+        None, "The gain divides the frames; no: it multiplies them; none: it multiplies, but with EER movies all but a .gain file divides"
+    )
     skip_defect: bool = param(False, "Do not look for hot pixels", flag="--skip_defect")
     max_iter: int = param(10, "Most iterations of an alignment", flag="--max_iter", ge=1)
     dose_motionstats_cutoff: float = param(4.0, "Dose that parts early from late motion", flag="--dose_motionstats_cutoff", unit="e⁻/Å²")

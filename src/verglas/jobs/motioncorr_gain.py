@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verglas.errors import InputError, ItemError
@@ -44,13 +45,19 @@ def check_gain_by_movies(job: Job, movies: Micrographs) -> None:
         return
     if exponent > 0.5:
         found = f"the movies are brighter where this gain is larger (power {exponent:.1f}, −1 was expected): it works the wrong way round"
-        mend = "Leave --gain-reciprocal out" if job.params.gain_reciprocal else "Give --gain-reciprocal"
-        raise InputError("--gain", found, f"{mend}. With EER movies a .gain file multiplies, any other divides")
+        raise InputError("--gain", found, f"Give --{'no-' if _divides(job, frames[0][0]) else ''}gain-reciprocal")
     if exponent > -0.5:
         job.warn(
             f"the gain does not even out the movies' mean (power {exponent:.1f}, −1 was expected): it is turned, flipped, "
             "of another detector, or these movies have it in them already"
         )
+
+
+def _divides(job: Job, movie: str) -> bool:
+    """Whether the gain was taken to divide the frames."""
+    given = job.params.gain_reciprocal
+    by_rule = Path(movie).suffix.lower() == ".eer" and Path(job.inputs["gain"]).suffix != ".gain"
+    return by_rule if given is None else bool(given)
 
 
 def _means(job: Job, movies: Micrographs) -> Iterator[tuple[str, np.ndarray]]:

@@ -165,8 +165,7 @@ def gain_and_defects(job: Job, shape: tuple[int, int], name: str) -> tuple[np.nd
     gain = bad = None
     if job.inputs["gain"] is not None:
         params, eer = job.params, Path(name).suffix.lower() == ".eer"
-        reciprocal = True if params.gain_reciprocal else None
-        gain, bad = read_gain(job.inputs["gain"], shape, params.gain_rot, params.gain_flip, eer=eer, reciprocal=reciprocal)
+        gain, bad = read_gain(job.inputs["gain"], shape, params.gain_rot, params.gain_flip, eer=eer, reciprocal=params.gain_reciprocal)
     if job.inputs["defects"] is not None:
         listed = _defect_file(Path(job.inputs["defects"]), shape)
         bad = listed if bad is None else bad | listed
