@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from pydantic import ValidationError
 
@@ -18,15 +19,20 @@ from verglas.io.gain import read_gain
 from verglas.io.movie import open_movie
 from verglas.io.mrc import read_map
 from verglas.io.star import numbers, read_star
+from verglas.optics.aberrations import aberration_phase
 from verglas.optics.ctf import ctf
+from verglas.optics.microscope import interaction_constant
 from verglas.particles import ctf_parameters, read_micrographs, read_particles
+from verglas.simulate.detector import mtf
+from verglas.simulate.movie import Patches
 from verglas.simulate.potential import Projector, potential_map
-from verglas.simulate.scene import draw_scene
+from verglas.simulate.scene import Scene, carbon_cover, draw_scene
 from verglas.simulate.settings import TIERS, SimulationSettings
 from verglas.simulate.simulation import box_size, simulate
 from verglas.simulate.snr import snr_per_component
 from verglas.simulate.stand_in import stand_in
-from verglas.volume.fourier import frequency_grid, rfft_centred, shift_phases
+from verglas.simulate.truth import write_truth
+from verglas.volume.fourier import frequency_grid, radial_average, rfft_centred, shift_phases
 from verglas.volume.rotations import euler_to_matrix
 
 SMALL = SimulationSettings(
@@ -56,6 +62,8 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files(simulated: Path) -> None:
     movie = open_movie(simulated / "movies/mic_0001.tif")
     assert (movie.frames, movie.shape) == (4, (288, 320))
+    with tifffile.TiffFile(movie.path) as tiff:
+        assert {(page.compression, page.dtype) for page in tiff.pages} == {(tifffile.COMPRESSION.LZW, np.dtype(np.uint8))}
     counts = movie.read_all().astype(np.float64)
     gain, _ = read_gain(simulated / "gain.mrc", movie.shape)
     defects = json.loads((simulated / "simulation.json").read_text())["defects"]
@@ -168,6 +176,8 @@ def test_other_formats_hold_the_same_counts(simulated: Path, tmp_path: Path, mov
     tiff = open_movie(simulated / "movies/mic_0001.tif").read_all()
     grouping = json.loads((tmp_path / "simulation.json").read_text())["recipe"]["eer_grouping"]
     other = open_movie(tmp_path / f"movies/mic_0001.{movie_format}", eer_grouping=grouping).read_all()
+    gain = read_gain(tmp_path / "gain.mrc", tiff.shape[1:], eer=movie_format == "eer")[0]
+    assert gain == pytest.approx(read_gain(simulated / "gain.mrc", tiff.shape[1:])[0])
     limit = 32 if movie_format == "eer" else 255
     assert np.array_equal(np.minimum(tiff, limit), other)
 
@@ -188,6 +198,74 @@ def test_options_change_what_they_say() -> None:
     assert 0.25 < (scene.particles.state == 2).mean() < 0.75 and (uniform.particles.state == 1).all()
     apart = np.linalg.norm(uniform.particles.xy[:, None] - uniform.particles.xy[None], axis=2) + np.eye(len(uniform.particles)) * 1e9
     assert apart.min() * SMALL.pixel_size >= 150
+
+
+def test_the_truth_tells_what_the_lens_did(tmp_path: Path) -> None:
+    """Defocus in the ice, astigmatism, beam tilt of each group, trefoil and fourth order: by the written truth as in the images."""
+    lens = {"trefoil": 0.7, "fourth_order": 0.4, "beam_tilt_x": 0.6, "beam_tilt_y": -0.2, "astigmatism": 900.0, "optics_groups": 2}
+    settings = SMALL.model_copy(update={**lens, "stage_tilt": 30.0})
+    projector = Projector(torch.randn(48, 48, 48, generator=torch.Generator().manual_seed(0)))
+    scenes = [draw_scene(settings, index, 115.0) for index in range(2)]
+    write_truth(tmp_path, settings, scenes, 48)
+    truth = read_particles(tmp_path / "truth/particles.star")
+    assert set(truth.column("optics_group")) == {1, 2}
+    defocus = truth.column("defocus_u")[: len(scenes[0].particles)]
+    assert np.ptp(defocus) > 100
+    for scene in scenes:
+        rows = truth.subset(truth.column("optics_group") == scene.optics_group)
+        patches = Patches(settings, scene, scene.particles, [projector])
+        kx, ky = frequency_grid(patches.size, settings.pixel_size, 2)
+        group = rows.optics.table[rows.optics.table["optics_group"] == scene.optics_group].iloc[0]
+        even, odd = (torch.tensor(json.loads(str(group[f"{parity}_zernike"]))) for parity in ("even", "odd"))
+        tilt = torch.tensor([group["beam_tilt_x"], group["beam_tilt_y"]]).float()
+        told = ctf(kx, ky, **ctf_parameters(rows), even_zernike=even.expand(len(rows), -1))  # type: ignore[arg-type]
+        told = told * aberration_phase(kx, ky, voltage=200.0, spherical_aberration=2.7, beam_tilt=tilt, odd_zernike=odd)
+        told = told * -2 * interaction_constant(200.0) * mtf(torch.hypot(kx, ky) * settings.pixel_size, settings.mtf_nyquist)
+        done = patches._transfer(scene, torch.hypot(kx, ky))
+        assert (done - told).abs().max() < 0.01 * told.abs().max()
+
+
+def test_what_lies_beside_the_particles(tmp_path: Path) -> None:
+    """Carbon and crystals stop electrons, clumps are told, and no particle lies on any of them."""
+    crowd = {"movies": 1, "width": 700, "height": 600, "particles_per_movie": 20, "carbon": 1.0, "contaminated": 1.0, "aggregated": 1.0}
+    settings = SMALL.model_copy(update=crowd)
+    scene = draw_scene(settings, 0, 115.0)
+    assert scene.carbon is not None and len(scene.crystals) and len(scene.clumped) >= 4
+    y, x = np.mgrid[:600, :700]
+    carbon = carbon_cover(x, y, scene.carbon)
+    crystal = np.zeros(carbon.shape)
+    for cx, cy, radius in scene.crystals:
+        crystal = np.maximum(crystal, np.hypot(x - cx, y - cy) < 0.6 * radius)
+    column, row = scene.particles.xy.T.astype(int)
+    assert len(column) > 5 and not carbon[row, column].round(1).any() and not crystal[row, column].any()
+    simulate(settings, tmp_path)
+    image = open_movie(tmp_path / "movies/mic_0001.tif").read_all().sum(axis=0) * read_gain(tmp_path / "gain.mrc", (600, 700))[0]
+    image[image > 3 * np.median(image)] = np.median(image)
+    wide = np.zeros(carbon.shape, bool)
+    for cx, cy, radius in scene.crystals:
+        wide |= np.hypot(x - cx, y - cy) < 1.3 * radius
+    ice = image[(carbon < 0.01) & ~wide]
+    assert image[(carbon > 0.99) & ~wide].mean() / ice.mean() == pytest.approx(0.88, abs=0.03)
+    assert image[(carbon < 0.01) & (crystal > 0)].mean() / ice.mean() == pytest.approx(0.80, abs=0.03)
+    kinds = read_star(tmp_path / "truth/contamination.star")[""]["verglasKind"].value_counts()
+    assert dict(kinds) == {"clump": len(scene.clumped), "crystal": len(scene.crystals), "hole_in_carbon": 1}
+
+
+def test_dose_takes_the_fine_detail_first() -> None:
+    scene = draw_scene(SMALL, 0, 115.0)
+    projector = Projector(torch.randn(48, 48, 48, generator=torch.Generator().manual_seed(0)))
+    first, last = (_power_of_frame(SMALL, scene, projector, frame) for frame in (0, 3))
+    assert 0.8 < last[:4].sum() / first[:4].sum() < 1 and last[-8:].sum() / first[-8:].sum() < 0.5
+    spared = SMALL.model_copy(update={"damage": False})
+    first, last = (_power_of_frame(spared, scene, projector, frame) for frame in (0, 3))
+    assert last.sum() / first.sum() == pytest.approx(1, rel=0.05)
+
+
+def _power_of_frame(settings: SimulationSettings, scene: Scene, projector: Projector, frame: int) -> torch.Tensor:
+    """Power of the particles' part of a frame by shells of the field, [shells]."""
+    field = torch.zeros(512, 512)
+    Patches(settings, scene, scene.particles, [projector]).add(field, frame)
+    return radial_average(torch.fft.rfft2(field).abs().square(), 512)
 
 
 def test_truth_does_not_depend_on_order_or_number_of_movies() -> None:

@@ -134,9 +134,13 @@ def _check_folder(out: Path, settings: SimulationSettings) -> None:
 
 
 def _write_neighbours(out: Path, settings: SimulationSettings, detector: Detector, maps: list[torch.Tensor]) -> None:
-    """gain.mrc, mtf.star and the true maps; MRC files that are there are kept, since their headers hold the time of writing."""
+    """gain.mrc, mtf.star and the true maps; MRC files that are there are kept, since their headers hold the time of writing.
+
+    With EER movies the gain divides, as RELION takes it.
+    """
     if not (out / "gain.mrc").exists():
-        write_image(out / "gain.mrc", detector.gain, settings.pixel_size)
+        inverse = np.divide(1, detector.gain, out=np.zeros_like(detector.gain), where=detector.gain > 0)
+        write_image(out / "gain.mrc", inverse if settings.movie_format == "eer" else detector.gain, settings.pixel_size)
     frequency = np.arange(0, 0.5001, 0.01)
     values = mtf(torch.from_numpy(frequency), settings.mtf_nyquist).numpy()
     write_star(out / "mtf.star", {"": pd.DataFrame({"rlnResolutionInversePixel": frequency, "rlnMtfValue": values})})
