@@ -153,6 +153,15 @@ def test_comma_for_a_point_on_the_real_command_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_simulate_tells_the_snr_of_what_it_made(tmp_path: Path) -> None:
+    size = ("--movies", "1", "--width", "256", "--height", "256", "--frames", "2", "--particles-per-movie", "1", "--out", "s")
+    said = verglas("simulate", *size, cwd=tmp_path).stdout
+    contrast = json.loads(verglas("simulate", *size, "--json", cwd=tmp_path).stdout)["contrast"]
+    snr = dict(zip(contrast["resolution"], contrast["snr"]))
+    assert f"SNR of a Fourier component of one particle: {snr[40.0]:g} at 40 Å" in said and f"{snr[9.0]:g} at 9 Å" in said
+    assert 0 < snr[9.0] < snr[20.0]
+
+
 def test_none_and_lists_and_choices() -> None:
     from typing import Literal
 

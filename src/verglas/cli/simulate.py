@@ -56,10 +56,13 @@ def _simulate(settings: object, out: Path, *, as_json: bool) -> int:
 
     made = simulate(settings, out, progress, workers=usable_cores())  # type: ignore[arg-type]
     screen.close()
+    contrast = json.loads((made.out / "simulation.json").read_text())["contrast"]
     if as_json:
-        counts = {"particles": made.particles, "made": made.made, "kept": made.kept}
+        counts = {"particles": made.particles, "made": made.made, "kept": made.kept, "contrast": contrast}
         print(json.dumps({"out": str(made.out), **counts, "seconds": time.monotonic() - start}, indent=1))
     else:
+        snr = ", ".join(f"{value:g} at {resolution:g} Å" for resolution, value in zip(contrast["resolution"], contrast["snr"]))
+        print(f"SNR of a Fourier component of one particle: {snr}")
         print(f"{made.made} movies made, {made.kept} kept, {made.particles} particles in {made.out}; the truth is in {made.out / 'truth'}")
     return 0
 
