@@ -12,7 +12,7 @@ import torch
 
 from verglas.bench.api import run_bench, step_folders
 from verglas.bench.measurement import Measurement, as_text, table
-from verglas.bench.scoring import Truth, score_ctf, score_picks, score_run
+from verglas.bench.scoring import Truth, score_ctf, score_picks, score_run, score_structures, score_views
 from verglas.bench.variables import TIERS, recipe_variables
 from verglas.errors import InputError
 from verglas.io.coordinates import write_coordinates
@@ -60,7 +60,31 @@ def test_the_error_of_the_defocus_is_what_was_added(simulation: Path, tmp_path: 
     write_micrographs(tmp_path / "micrographs_ctf.star", off)
     lines = score_ctf(tmp_path, Truth(simulation), "ctf")
     assert values(lines)["defocus, median error"] == pytest.approx(700.0, abs=0.1)
-    assert not any(line.passed for line in lines)
+    assert not any(line.passed for line in lines if line.high is not None)
+    assert values(lines)["astigmatism's angle, median error"] == pytest.approx(0, abs=0.1)
+    write_micrographs(tmp_path / "micrographs_ctf.star", found.with_columns(defocus_angle=found.column("defocus_angle") + 12.0))
+    turned = values(score_ctf(tmp_path, Truth(simulation), "ctf"))
+    assert turned["astigmatism's angle, median error"] == pytest.approx(12, abs=0.1)
+    assert turned["defocus, largest error"] < 0.1 < turned["astigmatism as a vector, median error"]
+
+
+def test_classes_are_scored_after_the_last_iteration(simulation: Path, tmp_path: Path) -> None:
+    truth = Truth(simulation)
+    particles = read_particles(simulation / "truth" / "particles.star")
+    n = len(particles)
+    write_particles(tmp_path / "run_it001_data.star", particles.with_columns(class_number=np.ones(n, int)))
+    assert values(score_views(tmp_path, truth, "class2d"))["views within a class, median distance"] > 5
+    write_particles(tmp_path / "run_it002_data.star", particles.with_columns(class_number=np.arange(n) + 1))
+    assert values(score_views(tmp_path, truth, "class2d"))["views within a class, median distance"] == pytest.approx(0, abs=0.01)
+    assert score_structures(tmp_path, truth, "class3d") == [], "there is one structure"
+    true = np.where(np.arange(n) < n // 2, 1, 2)
+    truth.particles = truth.particles.with_columns(class_number=true)
+    found = 3 - true
+    found[0] = 3 - found[0]
+    write_particles(tmp_path / "run_it003_data.star", particles.with_columns(class_number=found))
+    purity = values(score_structures(tmp_path, truth, "class3d"))
+    assert purity["class purity"] == pytest.approx(100 * (n - 1) / n)
+    assert purity["class purity of one class for all"] == pytest.approx(100 * (n - n // 2) / n)
 
 
 def test_true_poses_and_the_true_map_score_as_such(simulation: Path, tmp_path: Path) -> None:
@@ -104,6 +128,13 @@ def test_unknown_tier_is_refused_before_work(tmp_path: Path) -> None:
     assert not (tmp_path / "bench").exists()
 
 
+@pytest.mark.parametrize(("recipe", "settings"), [("no_such", {}), ("aldolase", {"clases_2d": "5"})])
+def test_a_recipe_that_cannot_be_is_refused_before_work(recipe: str, settings: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no_such|clases_2d"):
+        run_bench(recipe, tier="tiny", repeat=1, out=tmp_path / "bench", settings=settings)
+    assert not (tmp_path / "bench").exists()
+
+
 def test_a_failed_step_is_no_result(tmp_path: Path) -> None:
     job = tmp_path / "CtfFind" / "job003"
     job.mkdir(parents=True)
@@ -117,4 +148,6 @@ def test_a_failed_step_is_no_result(tmp_path: Path) -> None:
 def test_the_plan_of_the_shipped_recipe_is_understood(simulation: Path, tmp_path: Path) -> None:
     for words in (["new", "."], ["run", "aldolase", "--plan", "--set", f"movies={simulation}/movies/*.tif", "--json"]):
         done = subprocess.run([sys.executable, "-m", "verglas", *words], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert [step["what"] for step in json.loads(done.stdout)["steps"]] == ["planned"] * 22
+    what = {step["step"]: step["what"] for step in json.loads(done.stdout)["steps"]}
+    assert what.pop("import_micrographs") == "skipped"
+    assert list(what.values()) == ["planned"] * 22

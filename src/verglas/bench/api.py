@@ -22,12 +22,16 @@ from verglas.records.record import FAIL, read_record
 def run_bench(recipe: str, *, tier: str, repeat: int, out: Path, settings: dict[str, str], as_json: bool = False) -> int:
     """Run the benchmark; 0 when every run ended, every job passed and every measurement is in range, else 1.
 
-    Raises InputError for a tier that doesn't exist.
+    Raises InputError, before any work, for a tier or a recipe that doesn't exist, and for settings that the recipe doesn't take.
     """
     from verglas.bench.variables import TIERS
+    from verglas.workflow.recipe import load_recipe
 
     if tier not in TIERS:
         raise InputError("--tier", f"{tier!r} is not a tier", f"Known: {', '.join(TIERS)}")
+    load_recipe(recipe, settings)
+    if Path(recipe).is_file():
+        recipe = str(Path(recipe).resolve())
     out.mkdir(parents=True, exist_ok=True)
     simulation, say = out / "simulated", sys.stderr if as_json else sys.stdout
     code = _verglas(["simulate", "--tier", tier, "--out", simulation.name], out, say)

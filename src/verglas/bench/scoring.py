@@ -17,6 +17,7 @@ from verglas.io.star import numbers, read_star
 from verglas.micrograph.motion_files import read_motion
 from verglas.particles import Micrographs, ParticleSet, read_micrographs, read_particles
 from verglas.particles.duplicates import positions_angstrom
+from verglas.scores.classes import class_purity, orientation_spread
 from verglas.scores.ctf import ctf_errors
 from verglas.scores.maps import MapScore, map_fsc_to_truth
 from verglas.scores.motion import MotionScore, mean_score, motion_rms
@@ -25,7 +26,8 @@ from verglas.scores.poses import pose_errors
 from verglas.volume.fsc import fsc, resolution_shell, shell_to_resolution
 from verglas.volume.masks import soft_sphere
 from verglas.volume.resample import rescale_map
-from verglas.volume.symmetry import normaliser
+from verglas.volume.rotations import euler_to_matrix
+from verglas.volume.symmetry import normaliser, symmetry_operators
 
 PICK_DISTANCE = 25.0  # Å
 SPHERE_EDGE = 10.0  # Å, of the fixed soft sphere that maps are compared in
@@ -58,6 +60,8 @@ def score_run(folders: dict[str, Path], simulation: Path) -> list[Measurement]:
         "ctf": score_ctf,
         "pick_log": score_picks,
         "pick_template": score_picks,
+        "class2d": score_views,
+        "class3d": score_structures,
         "refine_4x": score_refinement,
         "refine_2x": score_final,
     }
@@ -81,13 +85,15 @@ def score_motion(job: Path, truth: Truth, step: str) -> list[Measurement]:
 
 
 def score_ctf(job: Path, truth: Truth, step: str) -> list[Measurement]:
-    """Mean defocus of each micrograph."""
+    """Mean defocus and astigmatism of each micrograph."""
     found, true = read_micrographs(job / "micrographs_ctf.star"), read_micrographs(truth.folder / "micrographs.star")
     rows = {Path(name).stem: row for name, row in zip(true.names(), _defocus(true))}
     errors = ctf_errors(_defocus(found), np.array([rows[Path(name).stem] for name in found.names()]))
     return [
         Measurement(step, "defocus, median error", errors.median_defocus, "Å", high=150.0),
         Measurement(step, "defocus, largest error", errors.worst_defocus, "Å", high=600.0),
+        Measurement(step, "astigmatism as a vector, median error", float(np.median(errors.astigmatism_vector)), "Å"),
+        Measurement(step, "astigmatism's angle, median error", float(np.median(errors.angle)), "°"),
     ]
 
 
@@ -105,6 +111,33 @@ def score_picks(job: Path, truth: Truth, step: str) -> list[Measurement]:
         Measurement(step, "picks, recall", total.recall, ""),
         Measurement(step, "picks, F1", total.f1, "", low=bar),
     ]
+
+
+def score_views(job: Path, truth: Truth, step: str) -> list[Measurement]:
+    """How far the true views of a 2D class lie apart, over the particles that are true ones."""
+    found, partners = _classes(job, truth)
+    directions = euler_to_matrix(torch.from_numpy(truth.particles.subset(partners).angles()))[:, 2].numpy()
+    spread = orientation_spread(found, directions, symmetry_operators(truth.symmetry).numpy())
+    return [Measurement(step, "views within a class, median distance", float(np.median(spread)), "°")]
+
+
+def score_structures(job: Path, truth: Truth, step: str) -> list[Measurement]:
+    """Purity of the 3D classes, where there is more than one structure."""
+    if len(np.unique(truth.particles.column("class_number"))) < 2:
+        return []
+    found, partners = _classes(job, truth)
+    score = class_purity(found, truth.particles.subset(partners).column("class_number").astype(np.int64))
+    return [
+        Measurement(step, "class purity", 100 * score.purity, "%"),
+        Measurement(step, "class purity of one class for all", 100 * score.chance, "%"),
+    ]
+
+
+def _classes(job: Path, truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+    """Class numbers after the last iteration of the particles that are true ones, and their rows in the truth."""
+    particles = read_particles(max(job.glob("run*_it*_data.star"), key=lambda path: path.name.rpartition("_it")[2]))
+    rows, partners = _match(particles, truth)
+    return particles.column("class_number")[rows].astype(np.int64), partners
 
 
 def score_refinement(job: Path, truth: Truth, step: str) -> list[Measurement]:
