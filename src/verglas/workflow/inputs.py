@@ -81,7 +81,8 @@ def _origin_problem(entry: dict[str, Any], maker: Path, record: Record) -> str |
         return f"input {entry['path']} comes from {maker}, whose verdict is FAIL"
     left = next((o for o in record.outputs if maker / o["path"] == Path(entry["path"])), None)
     if left is not None and left.get("sha256") != entry["sha256"]:
-        return f"input {entry['path']} is not the file that {maker} left"
+        also = ", or files that it names were changed since" if "names" in entry["covers"] else ""
+        return f"input {entry['path']} is not the file that {maker} left{also}"
     return None
 
 
