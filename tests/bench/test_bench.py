@@ -151,3 +151,24 @@ def test_the_plan_of_the_shipped_recipe_is_understood(simulation: Path, tmp_path
     what = {step["step"]: step["what"] for step in json.loads(done.stdout)["steps"]}
     assert what.pop("import_micrographs") == "skipped"
     assert list(what.values()) == ["planned"] * 22
+
+
+def test_apoferritin_is_the_same_recipe_from_micrographs_on(tmp_path: Path) -> None:
+    (tmp_path / "micrographs").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "micrographs" / name).write_bytes(b"")
+    words = ["run", "apoferritin", "--plan", "--until", "pick_log", "--json"]
+    subprocess.run([sys.executable, "-m", "verglas", "new", "."], cwd=tmp_path, check=True)
+    done = subprocess.run([sys.executable, "-m", "verglas", *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    what = {step["step"]: step["what"] for step in json.loads(done.stdout)["steps"]}
+    assert what == {
+        "import_movies": "skipped",
+        "motion": "skipped",
+        "import_micrographs": "planned",
+        "ctf": "planned",
+        "good_micrographs": "planned",
+        "pick_log": "planned",
+    }
+    theirs, ours = load_recipe("aldolase"), load_recipe("apoferritin")
+    assert [step.name for step in ours.steps] == [step.name for step in theirs.steps]
+    assert set(ours.variables) == set(theirs.variables)

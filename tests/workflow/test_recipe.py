@@ -72,6 +72,13 @@ def test_steps_run_in_the_order_of_their_references_and_only_once(recipe: Path) 
     assert Path("JoinStar/all").resolve() == Path("JoinStar/job003").resolve()
 
 
+def test_a_part_of_a_recipe(recipe: Path) -> None:
+    loaded = load_recipe(str(recipe))
+    assert [step.name for step in loaded.until("right").steps] == ["left", "right"]
+    with pytest.raises(InputError, match=r"--until: 'rihgt' is no step of .*tiny\.toml"):
+        loaded.until("rihgt")
+
+
 def test_a_changed_parameter_redoes_only_its_descendants(recipe: Path) -> None:
     run(recipe)
     assert run(recipe, plan=True, seed="2") == {

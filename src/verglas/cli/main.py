@@ -60,7 +60,8 @@ def new(folder: Annotated[Path, typer.Argument(help="Folder to make a project in
     from verglas.project.project import Project
 
     Project.create(folder)
-    print(f"Project in {folder}. Next: cd {folder}; verglas run RECIPE, or verglas job TYPE")
+    there = "" if folder == Path() else f"cd {folder}; "
+    print(f"Project in {folder.resolve()}\nNext: {there}verglas run RECIPE, or verglas job TYPE")
 
 
 @app.command("job", context_settings=_ANYTHING_AFTER)
@@ -86,6 +87,7 @@ def run(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe that ships with the package, or a TOML file.")],
     set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,
+    until: Annotated[Optional[str], typer.Option(metavar="STEP", help="Stop after this step.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     threads: Annotated[Optional[int], typer.Option(min=1, metavar="N", help="CPU threads of steps that name none.")] = None,
     submit: Annotated[Optional[str], typer.Option(metavar="TEMPLATE", help="Hand each step to a cluster's queue by this script.")] = None,
@@ -99,7 +101,7 @@ def run(
     \b
     verglas run aldolase --set movies="movies/*.tif" --set pixel_size=0.56
     verglas run my_recipe.toml --plan
-    verglas run aldolase --set class2d.classes=50
+    verglas run aldolase --set class2d.classes=50 --until class2d
     verglas run aldolase --threads 8 --submit relion_qsub.sh --queue gpu --extra1 24:00:00
     """
     from verglas.cli.run import run_command, take_words
@@ -107,7 +109,7 @@ def run(
 
     name, extras = take_words([recipe, *context.args])
     cluster = to_cluster(submit, submit_with, queue, queue_ask, extras)
-    raise typer.Exit(run_command(name, set_ or [], plan=plan, as_json=json, cluster=cluster, threads=threads))
+    raise typer.Exit(run_command(name, set_ or [], until=until, plan=plan, as_json=json, cluster=cluster, threads=threads))
 
 
 @app.command()

@@ -24,15 +24,23 @@ def take_words(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def run_command(
-    name: str, settings: list[str], *, plan: bool, as_json: bool, cluster: Cluster | None = None, threads: int | None = None
+    name: str,
+    settings: list[str],
+    *,
+    plan: bool,
+    as_json: bool,
+    until: str | None = None,
+    cluster: Cluster | None = None,
+    threads: int | None = None,
 ) -> int:
-    """Run or plan a recipe; the exit code of the step that failed, else 0."""
+    """Run or plan a recipe, or a part of it; the exit code of the step that failed, else 0."""
     from verglas.records.table import ending
     from verglas.workflow.recipe import load_recipe
     from verglas.workflow.screen import Screen
     from verglas.workflow.steps import run_recipe
 
     recipe = load_recipe(name, settings_of(settings))
+    recipe = recipe.until(until) if until else recipe
     screen = Screen(sys.stderr if as_json else sys.stdout)
     told: list[dict[str, Any]] = []
     code = 0

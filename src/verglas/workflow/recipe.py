@@ -68,6 +68,12 @@ class Recipe:
         where = f"{self.path}: step {step.name}"
         return {name.split(".")[0] for place, value in step.values() for name in references(value, f"{where}, {place}") if "." in name}
 
+    def until(self, last: str) -> Recipe:
+        """The recipe up to the step `last`. Raises InputError for a step that it doesn't have."""
+        names = [step.name for step in self.steps]
+        _known({last}, set(names), "--until", f"step of {self.path}")
+        return replace(self, steps=self.steps[: names.index(last) + 1])
+
 
 def load_recipe(name: str, settings: dict[str, str] | None = None) -> Recipe:
     """The recipe `name`, a file or one that ships with the package, with `settings` put in: variables, or `step.parameter`.
