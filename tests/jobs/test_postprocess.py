@@ -10,6 +10,7 @@ import torch
 from helpers import make_job, run_job
 from verglas.errors import InputError
 from verglas.io.mrc import read_map, write_map
+from verglas.io.mtf import write_mtf
 from verglas.io.star import list_table, read_star
 from verglas.jobs.postprocess import JOB
 from verglas.volume.atoms import density_from_atoms
@@ -77,6 +78,17 @@ def test_given_b_factor_and_pictures(maps: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {f"picture_{name}.png" for name in ("fsc", "guinier", "slices", "surface")}
     checks = {check.metric: check for check in JOB.checks(JOB.params())}
     assert all((c.low is None or metrics[m] >= c.low) and (c.high is None or metrics[m] <= c.high) for m, c in checks.items())
+
+
+def test_the_detectors_mtf_is_divided_out(maps: Path, tmp_path: Path) -> None:
+    """By its file, in pixels of the detector: of half the map's size here, so that the map's Nyquist frequency is its 0.25."""
+    frequency = np.linspace(0, 0.5, 51)
+    write_mtf(tmp_path / "mtf.star", frequency, 1 - 0.8 * frequency)
+    for name, more in (("without", {}), ("with", {"fn_mtf": str(tmp_path / "mtf.star"), "mtf_angpix": PIXEL / 2})):
+        run_job(JOB, {"adhoc_bfac": 0.0, **more}, inputs(maps), tmp_path / name)
+    sharper, plain = (np.abs(np.fft.rfftn(read_map(tmp_path / name / "postprocess.mrc")[0])[0, 0]) for name in ("with", "without"))
+    shells = np.arange(1, 10)
+    assert (sharper / plain)[shells] == pytest.approx(1 / (1 - 0.8 * shells / SIZE / 2), rel=0.02)
 
 
 def test_model_is_placed_and_compared(tmp_path: Path) -> None:

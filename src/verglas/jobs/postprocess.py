@@ -135,7 +135,7 @@ def _read_mtf(path: str | None) -> tuple[torch.Tensor, torch.Tensor] | None:
     from verglas.io.mtf import read_mtf
 
     frequency, value = read_mtf(path)
-    return torch.as_tensor(frequency), torch.as_tensor(value)
+    return torch.tensor(frequency), torch.tensor(value)  # copies: a table's columns are read-only
 
 
 def _against_model(job: Job, result: PostProcessed, mask: torch.Tensor, pixel_size: float) -> torch.Tensor | None:
