@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from helpers import make_job, run_job
 from micrograph.made_movies import MadeMovie, field_points, make_movie, motion_rms
@@ -161,6 +162,52 @@ def test_gain_is_applied_and_a_wrong_size_is_refused_at_the_start(project: Path,
         run("other", gain="turned.mrc")
     run("right", gain="turned.mrc", gain_rot=1, dose_weighting=False)
     assert np.abs(read_image("right/movies/g.mrc") - image).max() < 1e-3 * image.std()
+
+
+def test_known_defects_are_filled_in(project: Path, movie: MadeMovie) -> None:
+    """As a map and as MotionCor2's lines of x y width height: in both they lie where the frames as read have them."""
+    raw = movie.counts.numpy().astype(np.uint8)
+    raw[:, 30:60, 100:106] //= 2  # too much for a dead pixel
+    write_movie(project / "movies/d.tif", raw, 2.5)
+    write_table(project, ["movies/d.tif", "movies/m.1.tif"])
+    bad = np.zeros((256, 320), np.float32)
+    bad[30:60, 100:106] = 1
+    write_image(project / "bad.mrc", bad, 2.5)
+    (project / "bad.txt").write_text("# of the camera\n100 30 6 30\n")
+    still = {"patch_x": 1, "patch_y": 1, "dose_weighting": False}
+    run("left", **still)
+    sound = _beside_the_defects("left/movies/m.1.mrc")
+    assert _beside_the_defects("left/movies/d.mrc") < 0.93 * sound
+    for name in ("bad.mrc", "bad.txt"):
+        run_job(JOB, SMALL | still, {"movies": Path("movies.star"), "defects": Path(name)}, Path(name + "_out"))
+        assert _beside_the_defects(f"{name}_out/movies/d.mrc") == pytest.approx(sound, rel=0.02)
+    write_image(project / "small.mrc", bad[:100], 2.5)
+    (project / "words.txt").write_text("100 30 six 30\n")
+    for name, said in (("small.mrc", "320 x 100 px, the movies are 320 x 256 px"), ("words.txt", "line 1 is '100 30 six 30'")):
+        with pytest.raises(InputError, match=said):
+            run_job(JOB, SMALL | still, {"movies": Path("movies.star"), "defects": Path(name)}, Path(name + "_out"))
+
+
+def _beside_the_defects(path: str) -> float:
+    """Mean around the place that the specimen's motion carries the defects over."""
+    return float(read_image(path)[25:65, 95:111].mean())
+
+
+def test_eer_positions_finer_than_a_pixel(project: Path, movie: MadeMovie) -> None:
+    """Upsampled by 2, the frames are twice as wide and their pixel half as large; binned by 2 they are the micrograph of 1 again."""
+    counts = np.random.default_rng(1).binomial(1, movie.counts.numpy() / 40).astype(np.uint8)
+    write_movie(project / "movies/e.eer", counts, 2.5)
+    write_table(project, ["movies/e.eer"])
+    still = {"eer_grouping": 2, "patch_x": 1, "patch_y": 1, "dose_weighting": False}
+    for upsampling, bin_factor in ((1, 1), (2, 1), (2, 2)):
+        run(f"up{upsampling}{bin_factor}", eer_upsampling=upsampling, bin_factor=bin_factor, **still)
+    headers = [read_header(f"{name}/movies/e.mrc") for name in ("up11", "up21", "up22")]
+    assert [header.shape[1:] for header in headers] == [(256, 320), (512, 640), (256, 320)]
+    assert [header.pixel_size for header in headers] == pytest.approx([2.5, 1.25, 2.5])
+    coarse, again = (read_image(f"{name}/movies/e.mrc") for name in ("up11", "up22"))
+    assert 4 * again.mean() == pytest.approx(coarse.mean(), rel=0.01)
+    smooth = [gaussian_filter(image, 2).ravel() for image in (coarse, again)]  # the places within a pixel are random
+    assert np.corrcoef(*smooth)[0, 1] > 0.95
 
 
 def test_eer_fractions_of_uneven_size_have_their_own_dose(project: Path) -> None:
