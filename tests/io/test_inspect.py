@@ -104,6 +104,11 @@ def test_particles_and_what_is_odd_about_them(tmp_path: Path, monkeypatch: pytes
     assert explain(Path("q.star")).oddities == []
     write_star("q.star", {"optics": OPTICS, "particles": sound.drop(columns="rlnDefocusU")})
     assert "no rlnDefocusU" in explain(Path("q.star")).oddities[0]
+    assert explain(Path("q.star")).use == "verglas job Class2D --particles q.star"
+    picked = sound.drop(columns="rlnImageName").assign(rlnMicrographName="m.mrc")
+    write_star("q.star", {"optics": OPTICS, "particles": picked})
+    assert explain(Path("q.star")).oddities == ["no rlnImageName: the particles are not extracted"]
+    assert explain(Path("q.star")).use.startswith("verglas job Extract --particles q.star")
 
 
 @pytest.mark.parametrize(

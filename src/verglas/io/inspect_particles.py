@@ -45,8 +45,10 @@ def particles(path: Path, blocks: Mapping[str, StarBlock]) -> Explanation:
     if "rlnDefocusU" not in table:
         oddities.append("no rlnDefocusU: CTF correction is not possible (RELION would use zeros without a word)")
     oddities += bad_numbers(table, path)
-    use = f"verglas job Class2D --particles {path}" if len(table) else ""
-    return Explanation("particles (STAR)", facts, oddities, use)
+    use = f"verglas job Class2D --particles {path}"
+    if "rlnImageName" not in table:
+        use = f"verglas job Extract --particles {path}, with the micrographs that they lie in" if "rlnMicrographName" in table else ""
+    return Explanation("particles (STAR)", facts, oddities, use if len(table) else "")
 
 
 def optics_facts(optics: pd.DataFrame, table: pd.DataFrame, path: Path, oddities: list[str]) -> dict[str, object]:
