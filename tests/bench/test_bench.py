@@ -14,10 +14,13 @@ from verglas.bench.api import run_bench, step_folders
 from verglas.bench.measurement import Measurement, as_text, table
 from verglas.bench.scoring import Truth, score_ctf, score_picks, score_run, score_structures, score_views
 from verglas.bench.variables import TIERS, recipe_variables
+from verglas.cli.show import stats_command
 from verglas.errors import InputError
 from verglas.io.coordinates import write_coordinates
 from verglas.io.mrc import read_map, write_map
 from verglas.particles import read_micrographs, read_particles, write_micrographs, write_particles
+from verglas.records.outputs import inspect_output
+from verglas.records.record import Record
 from verglas.simulate.settings import SimulationSettings
 from verglas.simulate.simulation import simulate
 from verglas.volume.resample import rescale_map
@@ -143,6 +146,32 @@ def test_a_failed_step_is_no_result(tmp_path: Path) -> None:
     assert step_folders(tmp_path) == {}
     (job / "record.json").write_text(json.dumps(record | {"verdict": "PASS"}))
     assert step_folders(tmp_path) == {"ctf": job}
+
+
+def test_stats_compares_with_the_truth(simulation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second table in every form but CSV; nothing of a job whose output was changed since."""
+    job = tmp_path / "CtfFind" / "job001"
+    job.mkdir(parents=True)
+    write_micrographs(job / "micrographs_ctf.star", read_micrographs(simulation / "truth" / "micrographs.star"))
+    output = inspect_output(job, "micrographs_ctf.star")
+    Record("CtfFind", "CtfFind/job001/", step="aldolase/ctf", state="finished", verdict="PASS", outputs=[output]).write(job)
+    plain = {"as_json": False, "as_csv": False, "html": None}
+    assert stats_command(tmp_path, **plain, truth=simulation) == 0
+    jobs, measured = capsys.readouterr().out.split("\n\nStep ")
+    assert "CtfFind" in jobs and "defocus, median error" in measured and "≤ 150 Å" in measured and "PASS" in measured
+    assert stats_command(tmp_path, **(plain | {"as_json": True}), truth=simulation) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["job"] for row in found["jobs"]] == ["job001"] and found["measurements"][0]["passed"]
+    assert stats_command(tmp_path, **(plain | {"html": tmp_path / "page.html"}), truth=simulation) == 0
+    assert "Measured against the truth" in (tmp_path / "page.html").read_text()
+    with pytest.raises(InputError, match=r"no simulation\.json"):
+        stats_command(tmp_path, **plain, truth=tmp_path)
+    with pytest.raises(InputError, match="--csv"):
+        stats_command(tmp_path, **(plain | {"as_csv": True}), truth=simulation)
+    capsys.readouterr()
+    (job / "micrographs_ctf.star").write_text("data_\n")
+    assert stats_command(tmp_path, **plain, truth=simulation) == 1
+    assert "defocus" not in capsys.readouterr().out
 
 
 def test_the_plan_of_the_shipped_recipe_is_understood(simulation: Path, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from verglas.bench.measurement import Measurement, as_text, table
+from verglas.bench.measurement import as_plain, as_text, table
 from verglas.errors import InputError
-from verglas.records.record import FAIL, read_record
+from verglas.records.record import FAIL, QUEUED, read_record
+from verglas.records.table import RUNNING, current_verdict
 
 
 def run_bench(recipe: str, *, tier: str, repeat: int, out: Path, settings: dict[str, str], as_json: bool = False) -> int:
@@ -77,7 +78,7 @@ def _tell(recipe: str, tier: str, projects: Sequence[Path], simulation: Path, co
     if as_json:
         print(
             json.dumps(
-                {"exit_codes": codes, "passed": good, "report": str(report), "measurements": [_plain(lines) for lines in runs]}, indent=1
+                {"exit_codes": codes, "passed": good, "report": str(report), "measurements": [as_plain(lines) for lines in runs]}, indent=1
             )
         )
     else:
@@ -91,11 +92,7 @@ def step_folders(project: Path) -> dict[str, Path]:
     found: dict[str, tuple[int, Path]] = {}
     for path in sorted(project.glob("*/job*/record.json")):
         record = read_record(path.parent)
-        if record is not None and record.step and record.state == "finished" and record.verdict != FAIL:
+        if record is not None and record.step and current_verdict(path.parent, record)[0] not in (FAIL, RUNNING, QUEUED):
             step, number = record.step.partition("/")[2], int(path.parent.name.removeprefix("job"))
             found[step] = max(found.get(step, (0, path.parent)), (number, path.parent))
     return {step: folder for step, (_, folder) in found.items()}
-
-
-def _plain(lines: Sequence[Measurement]) -> list[dict[str, object]]:
-    return [{"step": m.step, "name": m.name, "value": m.value, "unit": m.unit, "reference": m.reference, "passed": m.passed} for m in lines]

@@ -47,6 +47,11 @@ def table(runs: Sequence[Sequence[Measurement]]) -> list[tuple[str, str, str, st
     return rows
 
 
+def as_plain(lines: Sequence[Measurement]) -> list[dict[str, object]]:
+    """The measurements of one run for JSON."""
+    return [{"step": m.step, "name": m.name, "value": m.value, "unit": m.unit, "reference": m.reference, "passed": m.passed} for m in lines]
+
+
 def as_text(rows: Sequence[tuple[str, ...]]) -> str:
     """The rows in columns under their headings."""
     lines = [("Step", "Measurement", "Reference", "Submitted", "Verdict"), *rows]

@@ -16,7 +16,7 @@ def write_bench_report(
     """Write the page; a repeat whose final refinement is missing has no truth picture. Returns `path`."""
     from verglas.io.atomic import write_text
 
-    sections = [Section("Measured against the truth", _score_table(rows))]
+    sections = [score_section(rows)]
     for project, steps in zip(projects, folders):
         if "refine_2x" in steps:
             sections.append(Section(f"{project.name}: final map and the true map", _truth_pictures(steps["refine_2x"], simulation)))
@@ -27,13 +27,14 @@ def write_bench_report(
     return path
 
 
-def _score_table(rows: Sequence[tuple[str, ...]]) -> str:
+def score_section(rows: Sequence[tuple[str, ...]]) -> Section:
+    """The table of measurements."""
     head = "".join(f"<th>{name}</th>" for name in ("Step", "Measurement", "Reference", "Submitted", "Verdict"))
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row[:-1]) + f'<td class="{row[-1]}">{row[-1]}</td></tr>'
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return Section("Measured against the truth", f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _truth_pictures(job: Path, simulation: Path) -> str:

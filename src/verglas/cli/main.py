@@ -118,6 +118,9 @@ def stats(
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     html: Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="Write an HTML page.")] = None,
+    truth: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="The simulation that the movies are from: a second table compares with it.")
+    ] = None,
 ) -> None:
     """One row a job: where, how long, how much data, and the verdict. Exit code 1 if a job failed.
 
@@ -125,10 +128,11 @@ def stats(
     verglas stats
     verglas stats other_project --csv > jobs.csv
     verglas stats --html jobs.html
+    verglas stats --truth simulated
     """
     from verglas.cli.show import stats_command
 
-    raise typer.Exit(stats_command(project, as_json=json, as_csv=csv, html=html))
+    raise typer.Exit(stats_command(project, as_json=json, as_csv=csv, html=html, truth=truth))
 
 
 @app.command()

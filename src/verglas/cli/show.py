@@ -4,27 +4,71 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verglas.errors import InputError
 
+if TYPE_CHECKING:
+    from verglas.bench.measurement import Measurement
+    from verglas.records.table import Row
 
-def stats_command(root: Path, *, as_json: bool, as_csv: bool, html: Path | None) -> int:
-    """Print or write the job table; 1 when a job failed."""
-    from verglas.records import render, report
+
+def stats_command(root: Path, *, as_json: bool, as_csv: bool, html: Path | None, truth: Path | None = None) -> int:
+    """Print or write the job table, and with the simulation's folder `truth` what was measured against it; 1 when any of it failed."""
+    from verglas.records import render
     from verglas.records.record import FAIL
     from verglas.records.table import collect
 
     _need_folder(root)
+    if as_csv and truth is not None:
+        raise InputError("--csv", "holds the job table alone", "Use --json or --html with --truth")
     rows = collect(root)
+    measured = None if truth is None else _measured(root, truth)
     if html is not None:
-        from verglas.io.atomic import write_text
-
-        write_text(html, report.page(root.resolve().name, [report.Section("Jobs", render.html_table(rows))]))
-        print(html)
+        _write_page(html, root, rows, measured)
+    elif as_json:
+        print(_json(rows, measured))
     else:
-        print((render.as_json if as_json else render.as_csv if as_csv else render.as_text)(rows).rstrip("\n"))
-    return int(any(row.verdict == FAIL for row in rows))
+        print((render.as_csv if as_csv else render.as_text)(rows).rstrip("\n"))
+        if measured is not None:
+            from verglas.bench.measurement import as_text, table
+
+            print("\n" + as_text(table([measured])))
+    return int(any(row.verdict == FAIL for row in rows) or not all(line.passed for line in measured or []))
+
+
+def _measured(root: Path, truth: Path) -> list[Measurement]:
+    """The results of the project's jobs, but not of those that failed, against the truth of the simulation in `truth`."""
+    from verglas.bench.api import step_folders
+    from verglas.bench.scoring import score_run
+
+    if not (truth / "simulation.json").is_file():
+        raise InputError("--truth", f"{truth} holds no simulation.json", "Name the folder that verglas simulate wrote")
+    return score_run(step_folders(root), truth)
+
+
+def _json(rows: list[Row], measured: list[Measurement] | None) -> str:
+    from verglas.bench.measurement import as_plain
+    from verglas.records.render import as_json
+
+    if measured is None:
+        return as_json(rows)
+    return json.dumps(json.loads(as_json(rows)) | {"measurements": as_plain(measured)}, indent=1)
+
+
+def _write_page(path: Path, root: Path, rows: list[Row], measured: list[Measurement] | None) -> None:
+    from verglas.io.atomic import write_text
+    from verglas.records.render import html_table
+    from verglas.records.report import Section, page
+
+    sections = [Section("Jobs", html_table(rows))]
+    if measured is not None:
+        from verglas.bench.measurement import table
+        from verglas.bench.report import score_section
+
+        sections.append(score_section(table([measured])))
+    write_text(path, page(root.resolve().name, sections))
+    print(path)
 
 
 def report_command(root: Path, out: Path | None) -> int:
