@@ -1,5 +1,6 @@
 """PostProcess: its files are RELION's kind, its figures come from them, its faults are found before work."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import job
 from helpers import make_job, run_job
 from verglas.errors import InputError
 from verglas.io.mrc import read_map, write_map
@@ -116,6 +118,14 @@ def test_model_is_placed_and_compared(tmp_path: Path) -> None:
 def _pdb(place: np.ndarray) -> str:
     line = "ATOM  {0:5d}  C   ALA A{1:4d}    {2[0]:8.3f}{2[1]:8.3f}{2[2]:8.3f}  1.00 30.00           C\n"
     return "".join(line.format(i + 1, i + 1, xyz) for i, xyz in enumerate(place)) + "END\n"
+
+
+def test_a_failed_job_tells_no_resolution(maps: Path, tmp_path: Path) -> None:
+    write_map(tmp_path / "all.mrc", np.ones((SIZE,) * 3, np.float32), PIXEL)
+    ran = job("PostProcess", "--half1", inputs(maps)["half1"], "--mask", tmp_path / "all.mrc", "--adhoc-bfac", "-50", out=tmp_path / "out")
+    assert ran.code == 1 and "mask_share is out of its range" in ran.reasons
+    assert "mask 100.00 % of the box" in ran.said
+    assert not re.search(r"\d Å", ran.said + (tmp_path / "out/run.out").read_text())
 
 
 def test_faults_are_found_before_work(maps: Path, tmp_path: Path) -> None:

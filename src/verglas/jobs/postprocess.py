@@ -108,10 +108,9 @@ def run(job: Job) -> Items:
             seed=params.random_seed,
         )
         model = _against_model(job, result, mask, pixel_size)
-    share = f"mask {100 * result.mask_share:.2f} % of the box"
     if params.adhoc_bfac is None and result.guinier.slope == 0:
         job.warn(f"not sharpened: the map ends before {params.autob_lowres:g} Å (--autob-lowres), where a B-factor could be fitted")
-    job.say(f"resolution {result.curves.resolution:.2f} Å, B-factor {result.bfactor:.0f} Å², {share}")
+    job.say(f"mask {100 * result.mask_share:.2f} % of the box")  # the resolution is told with the verdict, if it is one to be told
     with job.phase("write"):
         _draw(job.out, result, mask, pixel_size, model)
         write_map(job.out / "postprocess.mrc", result.map.numpy(), pixel_size)
@@ -157,7 +156,7 @@ def _against_model(job: Job, result: PostProcessed, mask: torch.Tensor, pixel_si
     density = density_from_atoms(place, weight, size, pixel_size, job.params.model_bfactor)
     if job.params.place_model:
         found = align_maps(density, result.masked_map, try_mirror=False, max_shell=max(8, result.curves.shell))
-        job.say(f"model placed with a mean correlation of {found.correlation:.2f} to {result.curves.resolution:.1f} Å")
+        job.say(f"model placed with a mean correlation of {found.correlation:.2f}")
         density = found.apply(density)
     return fsc(density * mask, result.masked_map)
 
