@@ -1,15 +1,19 @@
 """Scores of a run against the truth: perfect results score perfectly, spoilt ones by what they were spoilt by."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from verglas.bench import api
 from verglas.bench.api import run_bench, step_folders
 from verglas.bench.measurement import Measurement, as_text, table
 from verglas.bench.scoring import Truth, score_ctf, score_picks, score_run, score_structures, score_views
@@ -136,6 +140,48 @@ def test_a_recipe_that_cannot_be_is_refused_before_work(recipe: str, settings: d
     with pytest.raises(InputError, match=r"no_such|clases_2d"):
         run_bench(recipe, tier="tiny", repeat=1, out=tmp_path / "bench", settings=settings)
     assert not (tmp_path / "bench").exists()
+
+
+def test_repeats_of_a_recipe_of_ones_own(
+    simulation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two repeats in projects of their own; both tables, the spread, and one page that needs nothing beside it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(simulation, "out/simulated")
+    command = api._verglas
+
+    def without_simulating(words: list[str], where: Path, say: TextIO) -> int:
+        return 0 if words[0] == "simulate" else command(words, where, say)
+
+    monkeypatch.setattr(api, "_verglas", without_simulating)
+    variables = load_recipe("aldolase").variables
+    lines = [f"{name} = {json.dumps(value)}" for name, value in variables.items()]
+    Path("mine.toml").write_text("\n".join(['name = "mine"', "[variables]", *lines, _TWO_STEPS]))
+    code = run_bench("mine.toml", tier="tiny", repeat=2, out=Path("out"), settings={"patches": "1"})
+    said = capfd.readouterr().out
+    assert said.count("MotionCorr (motion)") == 2 and "2 of 2 runs scored" in said
+    spread = next(line for line in said.splitlines() if "motion, rms error" in line)
+    assert re.search(r"[\d.]+ \([\d.]+ to [\d.]+\) Å", spread)
+    assert (code == 0) == ("PASS: 2 of 2" in said)
+    page = Path("out/report.html").read_text()
+    assert "run2: Jobs" in page and "run2: Timeline" in page and "motion, rms error" in page and "data:image/png" in page
+    assert "http" not in page
+
+
+_TWO_STEPS = """
+[steps.movies]
+job = "Import"
+params.files = "{movies}"
+params.pixel_size = "{pixel_size}"
+[steps.motion]
+job = "MotionCorr"
+inputs.movies = "{movies.movies}"
+inputs.gain = "{gain}"
+params.dose_per_frame = "{dose_per_frame}"
+params.patch_x = "{patches}"
+params.patch_y = "{patches}"
+params.random_seed = "{seed}"
+"""
 
 
 def test_a_failed_step_is_no_result(tmp_path: Path) -> None:
