@@ -66,6 +66,7 @@ def test_map_is_near_the_truth_and_the_checks_pass(done: tuple) -> None:
         value = metrics[check.metric]
         assert (check.low is None or value >= check.low) and (check.high is None or value <= check.high), check
     assert metrics["items_out"] == 237
+    assert f"starts agree to {metrics['agreement']:.0f} Å" in JOB.describe(metrics)
     assert {path.name for path in out.glob("*.png")} == {f"picture_{name}.png" for name in ("starts", "slices", "surface")}
 
 
@@ -138,6 +139,9 @@ def test_symmetry_found_afterwards(project: Path, tmp_path: Path) -> None:
     assert symmetry_misfit(density, "D2") < 0.05
     score = map_fsc_to_truth(density, truth(), PIXEL, radius=60.0, rotations=normaliser("D2"))
     assert score.resolution < 35.0
+    metrics = JOB.measure(tmp_path, JOB.params(**params))
+    assert JOB.describe(metrics).endswith("one start, compared with no other")
+    assert not any(check.metric not in metrics for check in JOB.checks(JOB.params(**params)))
 
 
 def test_faults_are_found_before_work(project: Path, tmp_path: Path) -> None:

@@ -185,10 +185,12 @@ def measure(out: Path, params: Params) -> Metrics:
     gain, sphere, agreement = (numbers(starts, label, path) for label in ("gain", "spherical", "agreement"))
     particles = read_particles(out / f"{stem(last_iteration(params))}_data.star")
     best, (density, _) = int(gain.argmax()), read_map(out / _MAP)
+    between: Metrics = {"agreement": float(agreement.max())} if len(starts) > 1 else {}
     return {
+        "starts": len(starts),
+        **between,
         "log_likelihood": float(gain[best]),
         "gain_over_sphere": float(gain[best] - sphere[best]),
-        "agreement": float(agreement.max()),
         "starts_mirrored": int(numbers(starts, "mirrored", path).sum()),
         "max_probability": float(particles.column("max_probability").astype(np.float64).mean()),
         "items_out": len(particles),
@@ -207,6 +209,12 @@ def checks(params: Params) -> tuple[Check, ...]:
         source = "two starts on 500 simulated D2 particles agreed with the truth to their cut-off; at twice that they differ in shape"
         found.append(Check("agreement", None, 2 * params.sgd_fin_resol, source))
     return tuple(found)
+
+
+def describe(metrics: Metrics) -> str:
+    """How likely the map is, and how far the starts agree where there were several."""
+    agreed = f"starts agree to {metrics['agreement']:.0f} Å" if "agreement" in metrics else "one start, compared with no other"
+    return f"log-likelihood {metrics['log_likelihood']:.1f}, {agreed}"
 
 
 def clean(out: Path) -> Iterator[Path]:
@@ -231,5 +239,5 @@ JOB = JobType(
     checks=checks,
     validate=validate,
     clean=clean,
-    describe=lambda metrics: f"log-likelihood {metrics['log_likelihood']:.1f}, starts agree to {metrics['agreement']:.0f} Å",
+    describe=describe,
 )
