@@ -223,5 +223,6 @@ def test_a_jobs_name_stands_for_its_output(tmp_path: Path, monkeypatch: pytest.M
     for text in ("job001", "1", "Refine3D/job001/"):
         assert to_request(declared, parse(declared, ["--map", text])).inputs == {"map": Path(name + "run_class001.mrc")}
     project.enter(name, {}, {name + "other.mrc": 6}, Status.SUCCEEDED)
-    with pytest.raises(InputError, match="has 2 outputs of that kind"):
+    with pytest.raises(InputError, match="has 2 outputs of that kind") as error:
         to_request(declared, parse(declared, ["--map", "job001"]))
+    assert "other.mrc" in str(error.value) and "run_data.star" not in str(error.value)

@@ -100,7 +100,7 @@ def _path(spec: InputSpec, text: str) -> Path:
     pipeline = project.pipeline()
     fitting = [node for process, node in pipeline.outputs if process == name and pipeline.nodes[node] == int(spec.node)]
     if len(fitting) != 1:
-        made = ", ".join(node for process, node in pipeline.outputs if process == name)
+        made = ", ".join(fitting or [node for process, node in pipeline.outputs if process == name])
         raise InputError(option(spec.name), f"{name} has {len(fitting)} outputs of that kind", f"Name a file: {made}")
     return Path(fitting[0])
 
