@@ -15,7 +15,8 @@ import torch
 
 from verglas.bench import api
 from verglas.bench.api import run_bench, step_folders
-from verglas.bench.measurement import Measurement, as_text, table
+from verglas.bench.measurement import HEADINGS, Measurement, table
+from verglas.bench.repeats import spread_over_repeats
 from verglas.bench.scoring import Truth, score_ctf, score_picks, score_run, score_structures, score_views
 from verglas.bench.variables import TIERS, recipe_variables
 from verglas.cli.show import stats_command
@@ -25,6 +26,8 @@ from verglas.io.mrc import read_map, write_map
 from verglas.particles import read_micrographs, read_particles, write_micrographs, write_particles
 from verglas.records.outputs import inspect_output
 from verglas.records.record import Record
+from verglas.records.render import in_columns
+from verglas.records.table import Row
 from verglas.simulate.settings import SimulationSettings
 from verglas.simulate.simulation import simulate
 from verglas.volume.resample import rescale_map
@@ -119,8 +122,23 @@ def test_tables_show_reference_spread_and_verdict() -> None:
     rows = table(runs)
     assert rows[0] == ("ctf", "defocus", "≤ 150 Å", "110 (90 to 200) Å", "FAIL")
     assert rows[1][-1] == ""
-    assert "110 (90 to 200)" in as_text(rows)
+    assert rows[1][2:4] == ("–", "1 (1 to 1)")
+    assert "110 (90 to 200)" in in_columns([HEADINGS, *rows])
     assert not Measurement("x", "y", float("nan"), "").passed
+
+
+def test_runtimes_over_repeats() -> None:
+    """The last job of a name that passed counts, of a run that did not pass whole no sum."""
+
+    def job(name: str, seconds: float, verdict: str = "PASS") -> Row:
+        return Row("job001", type="Class2D", description=name, runtime_s=seconds, bytes=2000, verdict=verdict)
+
+    runs = [[job("a", 9.0), job("a", 1.0), job("b", 10.0)], [job("a", 3.0), job("b", 70.0)], [job("a", 2.0), job("b", 5.0, "FAIL")]]
+    assert spread_over_repeats(runs) == [
+        ("a", "2.0 s (1.0 s to 3.0 s)", "2.0 kB (2.0 kB to 2.0 kB)", "4 PASS"),
+        ("b", "40.0 s (10.0 s to 1m10s)", "2.0 kB (2.0 kB to 2.0 kB)", "2 PASS, 1 FAIL"),
+        ("Sum", "42.0 s (11.0 s to 1m13s)", "4.0 kB (4.0 kB to 4.0 kB)", "2 of 3 runs passed whole"),
+    ]
 
 
 def test_the_recipe_takes_every_variable_of_the_tiers(simulation: Path) -> None:
@@ -159,13 +177,15 @@ def test_repeats_of_a_recipe_of_ones_own(
     Path("mine.toml").write_text("\n".join(['name = "mine"', "[variables]", *lines, _TWO_STEPS]))
     code = run_bench("mine.toml", tier="tiny", repeat=2, out=Path("out"), settings={"patches": "1"})
     said = capfd.readouterr().out
-    assert said.count("MotionCorr (motion)") == 2 and "2 of 2 runs scored" in said
+    assert said.count("MotionCorr (motion)") == 3 and "2 of 2 runs scored" in said
     spread = next(line for line in said.splitlines() if "motion, rms error" in line)
     assert re.search(r"[\d.]+ \([\d.]+ to [\d.]+\) Å", spread)
+    jobs = next(line for line in said.splitlines() if line.startswith("MotionCorr (motion)"))
+    assert re.search(r"[\d.]+ s \([\d.]+ s to [\d.]+ s\) .*2 PASS", jobs)
     assert (code == 0) == ("PASS: 2 of 2" in said)
     page = Path("out/report.html").read_text()
     assert "run2: Jobs" in page and "run2: Timeline" in page and "motion, rms error" in page and "data:image/png" in page
-    assert "http" not in page
+    assert "http" not in page and "2 of 2 runs passed whole" in page
 
 
 _TWO_STEPS = """

@@ -100,6 +100,13 @@ def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
     assert one.command() == ["verglas", "job", "MaskCreate", "--map", "m.mrc", "--width-mask-edge", "5.0"]
 
 
+def test_version_and_a_type_in_other_letters(tmp_path: Path) -> None:
+    from verglas import __version__
+
+    assert verglas("--version", cwd=tmp_path).stdout == f"verglas {__version__}\n"
+    assert verglas("job", "class2d", cwd=tmp_path).stderr == "ERROR: class2d: not a job type. Did you mean Class2D?\n"
+
+
 def test_every_command_takes_underscores(tmp_path: Path) -> None:
     assert verglas("new", ".", cwd=tmp_path).returncode == 0
     assert verglas("clean", "--dry_run", cwd=tmp_path).stdout == "Would free 0 B\n"

@@ -144,6 +144,12 @@ def test_what_is_not_taken_over_is_said(tmp_path: Path) -> None:
     assert "half" not in found.particles
 
 
+def test_stacks_that_relion_would_not_read_are_named(tmp_path: Path) -> None:
+    stacks = {name: particles(**{"blob/path": np.array([name.encode()] * 3)}) for name in ("J1/a.mrc", "J1/a.mrcs")}
+    notes = {name: "; ".join(read_cs(save(tmp_path / "p.cs", table)).notes) for name, table in stacks.items()}
+    assert "link them" in notes["J1/a.mrc"] and "link them" not in notes["J1/a.mrcs"]
+
+
 def test_2d_angles_are_psi(tmp_path: Path) -> None:
     names = [name for name in particles().dtype.names if name.startswith("alignments3D")]
     fields = dict.fromkeys(names) | {"alignments2D/pose": np.float32([0, np.pi / 2, -1])}

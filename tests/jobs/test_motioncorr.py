@@ -183,7 +183,13 @@ def test_known_defects_are_filled_in(project: Path, movie: MadeMovie) -> None:
         assert _beside_the_defects(f"{name}_out/movies/d.mrc") == pytest.approx(sound, rel=0.02)
     write_image(project / "small.mrc", bad[:100], 2.5)
     (project / "words.txt").write_text("100 30 six 30\n")
-    for name, said in (("small.mrc", "320 x 100 px, the movies are 320 x 256 px"), ("words.txt", "line 1 is '100 30 six 30'")):
+    (project / "turned.txt").write_text("30 100 30 6\n30 251 30 6\n")
+    refused = {
+        "small.mrc": "320 x 100 px, the movies are 320 x 256 px",
+        "words.txt": "line 1 is '100 30 six 30'",
+        "turned.txt": "line 2 reach",
+    }
+    for name, said in refused.items():
         with pytest.raises(InputError, match=said):
             run_job(JOB, SMALL | still, {"movies": Path("movies.star"), "defects": Path(name)}, Path(name + "_out"))
 

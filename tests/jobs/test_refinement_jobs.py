@@ -83,8 +83,8 @@ def test_class2d(project: Path) -> None:
         for i in (1, 4)
         for kind in ("data.star", "optimiser.star", "sampling.star", "classes.mrcs")
     )
-    assert {path.name for path in class2d.clean(Path("job"))} >= {"run_it001_data.star", "run_it004_state.pt"}
-    assert not any(path.name == "run_it004_data.star" for path in class2d.clean(Path("job")))
+    cleaned = {path.name for path in class2d.clean(Path("job"))}
+    assert "run_it001_data.star" in cleaned and not any(name.startswith("run_it004") for name in cleaned)
 
 
 def test_class3d(project: Path) -> None:

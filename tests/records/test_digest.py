@@ -27,13 +27,16 @@ def test_a_star_file_covers_the_stacks_it_names(tmp_path: Path, monkeypatch: pyt
         'data_particles\n\nloop_\n_rlnImageName #1\n_rlnMicrographName #2\n"1@s 1.mrcs" m.mrc\n000001@s2.mrcs m.mrc\n000002@s2.mrcs m.mrc\n'
     )
     before = digest(star)
-    assert before["covers"] == "content; size and time of 2 files that it names"
-    os.utime("m.mrc", (1, 1))
+    assert before["covers"] == "content; size and beginning of 2 files that it names"
+    Path("m.mrc").write_bytes(b"2")
     assert digest(star) == before, "micrographs of extracted particles don't count"
     for name in ("s 1.mrcs", "s2.mrcs"):
         os.utime(name, (1, 1))
-        assert digest(star) != before
-        before = digest(star)
+        assert digest(star) == before, "a copied project is the same"
+        for changed in (b"2", b"22"):
+            Path(name).write_bytes(changed)
+            assert digest(star) != before
+            before = digest(star)
     Path("s2.mrcs").unlink()
     assert digest(star) != before
 
@@ -59,10 +62,13 @@ def test_a_pickers_list_covers_the_coordinate_files(tmp_path: Path) -> None:
     assert digest(node) != before
 
 
-def test_movies_are_known_by_size_and_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [b"1" * 8000, b"2" + b"1" * 8191])
+def test_movies_are_known_by_size_and_beginning(other: bytes, tmp_path: Path) -> None:
     movie = tmp_path / "m.tif"
-    movie.write_bytes(b"1")
+    movie.write_bytes(b"1" * 8192)
     before = digest(movie, whole=False)
-    assert before["covers"] == "size and time"
+    assert before["covers"] == "size and beginning"
     os.utime(movie, (1, 1))
+    assert digest(movie, whole=False) == before, "a copied project is the same"
+    movie.write_bytes(other)
     assert digest(movie, whole=False) != before

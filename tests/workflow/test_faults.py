@@ -140,13 +140,13 @@ def test_abort_file(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (work / "J/RELION_JOB_ABORT_NOW").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_gently(number: int, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_stops_gently(number: int, name: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     running = start("pause_compute")
     wait_for(work / "J/paused")
     running.send_signal(number)
     assert running.wait(timeout=20) == 3
-    assert_failed(capsys, "stopped by SIGTERM")
+    assert_failed(capsys, f"stopped by {name}")
 
 
 def test_a_second_signal_ends_what_does_not_stop(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from verglas.bench.measurement import as_plain, as_text, table
+from verglas.bench.measurement import HEADINGS, as_plain, table
 from verglas.errors import InputError
 from verglas.records.record import FAIL, QUEUED, read_record
 from verglas.records.table import RUNNING, current_verdict
@@ -64,26 +64,30 @@ def _verglas(words: list[str], where: Path, say: TextIO) -> int:
 
 
 def _tell(recipe: str, tier: str, projects: Sequence[Path], simulation: Path, codes: list[int], out: Path, as_json: bool) -> int:
+    from verglas.bench.repeats import HEADINGS as SPREAD_HEADINGS
+    from verglas.bench.repeats import spread_over_repeats
     from verglas.bench.report import write_bench_report
     from verglas.bench.scoring import score_run
-    from verglas.records.render import as_text as jobs_as_text
+    from verglas.records import render
     from verglas.records.table import collect
 
     folders = [step_folders(project) for project in projects]
     runs = [score_run(steps, simulation) if code == 0 else [] for steps, code in zip(folders, codes)]
+    jobs = [collect(project) for project in projects]
     complete = [lines for lines in runs if lines]
     rows = table(complete)
     good = not any(codes) and all(line.passed for lines in runs for line in lines)
     report = write_bench_report(out / "report.html", f"{recipe}, {tier} tier", projects, folders, simulation, rows)
     if as_json:
-        print(
-            json.dumps(
-                {"exit_codes": codes, "passed": good, "report": str(report), "measurements": [as_plain(lines) for lines in runs]}, indent=1
-            )
-        )
-    else:
-        print("\n" + "\n\n".join(jobs_as_text(collect(project)) for project in projects))
-        print("\n" + as_text(rows) + f"\n\n{'PASS' if good else 'FAIL'}: {len(complete)} of {len(projects)} runs scored; report: {report}")
+        content = {"exit_codes": codes, "passed": good, "report": str(report), "measurements": [as_plain(lines) for lines in runs]}
+        print(json.dumps(content | {"jobs": [render.as_plain(rows)["jobs"] for rows in jobs]}, indent=1))
+        return 0 if good else 1
+    tables = [render.as_text(rows) for rows in jobs]
+    if len(jobs) > 1:
+        tables.append(render.in_columns([SPREAD_HEADINGS, *spread_over_repeats(jobs)]))
+    tables.append(render.in_columns([HEADINGS, *rows]))
+    verdict = f"{'PASS' if good else 'FAIL'}: {len(complete)} of {len(projects)} runs scored; report: {report}"
+    print("\n" + "\n\n".join([*tables, verdict]))
     return 0 if good else 1
 
 

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+HEADINGS = ("Step", "Measurement", "Reference", "Submitted", "Verdict")
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -43,17 +45,11 @@ def table(runs: Sequence[Sequence[Measurement]]) -> list[tuple[str, str, str, st
         shown = f"{statistics.median(values):.4g}" + (f" ({values[0]:.4g} to {values[-1]:.4g})" if len(values) > 1 else "")
         bounded = first.low is not None or first.high is not None
         verdict = ("PASS" if all(line.passed for line in lines) else "FAIL") if bounded else ""
-        rows.append((first.step, first.name, f"{first.reference} {first.unit}".strip(), f"{shown} {first.unit}".strip(), verdict))
+        reference = f"{first.reference} {first.unit}".strip() if bounded else first.reference
+        rows.append((first.step, first.name, reference, f"{shown} {first.unit}".strip(), verdict))
     return rows
 
 
 def as_plain(lines: Sequence[Measurement]) -> list[dict[str, object]]:
     """The measurements of one run for JSON."""
     return [{"step": m.step, "name": m.name, "value": m.value, "unit": m.unit, "reference": m.reference, "passed": m.passed} for m in lines]
-
-
-def as_text(rows: Sequence[tuple[str, ...]]) -> str:
-    """The rows in columns under their headings."""
-    lines = [("Step", "Measurement", "Reference", "Submitted", "Verdict"), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)

@@ -7,7 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from verglas.bench import repeats
+from verglas.bench.measurement import HEADINGS
 from verglas.records.report import Section, page, picture, project_sections
+from verglas.records.table import collect
 
 
 def write_bench_report(
@@ -16,7 +19,9 @@ def write_bench_report(
     """Write the page; a repeat whose final refinement is missing has no truth picture. Returns `path`."""
     from verglas.io.atomic import write_text
 
-    sections = [score_section(rows)]
+    sections = [scores_section(rows)]
+    if len(projects) > 1:
+        sections.append(_table("Jobs over the repeats", repeats.HEADINGS, repeats.spread_over_repeats([collect(p) for p in projects])))
     for project, steps in zip(projects, folders):
         if "refine_2x" in steps:
             sections.append(Section(f"{project.name}: final map and the true map", _truth_pictures(steps["refine_2x"], simulation)))
@@ -27,14 +32,19 @@ def write_bench_report(
     return path
 
 
-def score_section(rows: Sequence[tuple[str, ...]]) -> Section:
+def scores_section(rows: Sequence[tuple[str, ...]]) -> Section:
     """The table of measurements."""
-    head = "".join(f"<th>{name}</th>" for name in ("Step", "Measurement", "Reference", "Submitted", "Verdict"))
+    return _table("Measured against the truth", HEADINGS, rows)
+
+
+def _table(title: str, headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Section:
+    """A table of texts; the last column is coloured where it is a verdict."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
     body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row[:-1]) + f'<td class="{row[-1]}">{row[-1]}</td></tr>'
+        "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row[:-1]) + f'<td class="{row[-1]}">{html.escape(row[-1])}</td></tr>'
         for row in rows
     )
-    return Section("Measured against the truth", f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return Section(title, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _truth_pictures(job: Path, simulation: Path) -> str:

@@ -49,6 +49,21 @@ def main() -> None:
         sys.exit(1)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from verglas.version import __version__
+
+        print(f"verglas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 @app.command()
 def new(folder: Annotated[Path, typer.Argument(help="Folder to make a project in.")]) -> None:
     """Make an empty project.

@@ -31,9 +31,9 @@ def stats_command(root: Path, *, as_json: bool, as_csv: bool, html: Path | None,
     else:
         print((render.as_csv if as_csv else render.as_text)(rows).rstrip("\n"))
         if measured is not None:
-            from verglas.bench.measurement import as_text, table
+            from verglas.bench.measurement import HEADINGS, table
 
-            print("\n" + as_text(table([measured])))
+            print("\n" + render.in_columns([HEADINGS, *table([measured])]))
     return int(any(row.verdict == FAIL for row in rows) or not all(line.passed for line in measured or []))
 
 
@@ -48,12 +48,14 @@ def _measured(root: Path, truth: Path) -> list[Measurement]:
 
 
 def _json(rows: list[Row], measured: list[Measurement] | None) -> str:
-    from verglas.bench.measurement import as_plain
-    from verglas.records.render import as_json
+    from verglas.records.render import as_plain
 
-    if measured is None:
-        return as_json(rows)
-    return json.dumps(json.loads(as_json(rows)) | {"measurements": as_plain(measured)}, indent=1)
+    content = as_plain(rows)
+    if measured is not None:
+        from verglas.bench import measurement
+
+        content["measurements"] = measurement.as_plain(measured)
+    return json.dumps(content, indent=1)
 
 
 def _write_page(path: Path, root: Path, rows: list[Row], measured: list[Measurement] | None) -> None:
@@ -64,9 +66,9 @@ def _write_page(path: Path, root: Path, rows: list[Row], measured: list[Measurem
     sections = [Section("Jobs", html_table(rows))]
     if measured is not None:
         from verglas.bench.measurement import table
-        from verglas.bench.report import score_section
+        from verglas.bench.report import scores_section
 
-        sections.append(score_section(table([measured])))
+        sections.append(scores_section(table([measured])))
     write_text(path, page(root.resolve().name, sections))
     print(path)
 

@@ -144,6 +144,8 @@ def _images(table: dict[str, np.ndarray], path: PathName, notes: list[str]) -> d
     if "blob/path" not in table:
         return {}
     stacks = [name.removeprefix(">") for name in _text(table["blob/path"])]
+    if any(name.endswith(".mrc") for name in set(stacks)):
+        notes.append("the stacks are named .mrc; RELION reads them only by names that end in .mrcs: link them for use there")
     index = _need(table, "blob/idx", path, "").astype(np.int64) + 1
     if (table.get("blob/sign", np.ones(1)) < 0).any():
         notes.append("blob/sign is −1: particles are dark in these stacks; invert the contrast before classifying")

@@ -139,7 +139,7 @@ class Job(Protocol):
     record: dict[str, Any]  # extra facts for record.json, such as the numerical path taken
 
     def progress(self, what: str, total: int) -> AbstractContextManager[ProgressBar]:
-        """Show progress over `total` items: `with job.progress("movies", len(movies)) as bar: bar.advance()`."""
+        """Show progress over `total` items: `with job.progress("movies", len(movies)) as bar: bar.advance()`. 0: no one knows how many."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Account the wall time of the block to a phase: `read`, `compute`, `write` (nested phases are not double counted)."""

@@ -191,6 +191,8 @@ def _defect_file(path: Path, shape: tuple[int, int]) -> np.ndarray:
         if len(words) != 4 or not all(word.isdigit() for word in words):
             raise InputError(path, f"line {number} is {line.strip()!r}", "Each line holds x y width height in px")
         x, y, width, height = map(int, words)
+        if x + width > shape[1] or y + height > shape[0]:
+            raise InputError(path, f"line {number} reaches beyond the movies' {shape[1]} x {shape[0]} px", "Turn it as the movies are")
         bad[y : y + height, x : x + width] = True
     return bad
 

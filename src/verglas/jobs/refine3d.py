@@ -115,7 +115,7 @@ def run(job: Job) -> Items:
         output,
         lambda begin: refine(ready.seen, begin, settings, mask),
         lambda: _start(job, ready, reference, settings),
-        params.iterations + 1,
+        None,
     )
     if not state.progress.fine_enough:
         job.warn(f"not converged after {state.iteration - 1} iterations: the last one joined the halves as they were")

@@ -194,10 +194,11 @@ def check_symmetry(job: Job, reference: torch.Tensor, symmetry: str) -> None:
         )
 
 
-def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]], start: Callable[[], State], total: int) -> State:
+def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]], start: Callable[[], State], total: int | None) -> State:
     """The last of the states that `steps` makes; each is written and told. Goes on from the last complete iteration on disk.
 
-    `start` makes the state before the first iteration. Stops between iterations when the user asks.
+    `start` makes the state before the first iteration; `total` iterations are due, None where the data decide.
+    Stops between iterations when the user asks.
     """
     state = output.last_state()
     if state is None:
@@ -206,7 +207,7 @@ def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]],
     else:
         job.say(f"going on after iteration {state.iteration}")
     running = steps(state)
-    with job.progress("iterations", total - state.iteration) as bar:
+    with job.progress("iterations", 0 if total is None else total - state.iteration) as bar:
         while True:
             job.check_stop()
             with job.phase("compute"):

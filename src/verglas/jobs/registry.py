@@ -27,6 +27,7 @@ MODULES = {
 def job_type(name: str) -> JobType:
     """The declaration of job type `name`. Raises InputError with the known names for another one."""
     if name not in MODULES:
-        raise InputError(name, "not a job type", f"Known: {', '.join(MODULES)}")
+        meant = next((known for known in MODULES if known.lower() == name.lower()), None)
+        raise InputError(name, "not a job type", f"Did you mean {meant}?" if meant else f"Known: {', '.join(MODULES)}")
     declared: JobType = import_module(f"verglas.jobs.{MODULES[name]}").JOB
     return declared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,22 @@ from typing import Any
 _IMAGES = rb"mrcs?|tiff?|eer|gain|png|star|cs"
 _QUOTED = re.compile(rb'"([^"\n]+\.(?:' + _IMAGES + rb'))"', re.IGNORECASE)
 _PLAIN = re.compile(rb'(?<![^\s@])([^\s@"]+\.(?:' + _IMAGES + rb"))(?!\S)", re.IGNORECASE)
+_BEGINNING = 4096  # bytes
 _STACKED = re.compile(rb'"\d+@([^"\n]+)"|(?<!\S)\d+@(\S+)')
 
 
 def digest(path: Path, whole: bool = True) -> dict[str, Any]:
     """`bytes`, `sha256` and `covers` of a file.
 
-    The file's content is hashed whole. Of the image files that a STAR file names, sizes and modification times go into the digest
+    The file's content is hashed whole. Of the image files that a STAR file names, sizes and first kilobytes go into the digest
     (terabytes can't be read at every start), and `covers` says how many. A STAR file of particles covers its stacks alone, so that
     micrographs can be cleaned away. A picker's `coords_suffix_*.star` covers the coordinate files beside it.
-    `whole=False` is for movies, which no start of a job can read through: size and time stand for the content.
+    `whole=False` is for movies, which no start of a job can read through: size and beginning stand for the content. Modification
+    times count nowhere: a project that was copied to another disk is the same project.
     """
     if not whole and path.suffix.lower() != ".star":
-        facts = path.stat()
-        stamp = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()
-        return {"bytes": facts.st_size, "sha256": stamp, "covers": "size and time"}
+        stamp = hashlib.sha256(_size_and_beginning(path)).hexdigest()
+        return {"bytes": path.stat().st_size, "sha256": stamp, "covers": "size and beginning"}
     sha, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := file.read(1 << 22):
@@ -32,8 +34,8 @@ def digest(path: Path, whole: bool = True) -> dict[str, Any]:
             size += len(piece)
     named = _named_files(path)
     for name in named:
-        sha.update(f"{name} {_stamp(name, path)}\n".encode("utf-8", "surrogateescape"))
-    covers = "content" + (f"; size and time of {len(named)} files that it names" if named else "")
+        sha.update(f"{name} ".encode("utf-8", "surrogateescape") + _stamp(name, path) + b"\n")
+    covers = "content" + (f"; size and beginning of {len(named)} files that it names" if named else "")
     return {"bytes": size, "sha256": sha.hexdigest(), "covers": covers}
 
 
@@ -47,11 +49,16 @@ def _named_files(path: Path) -> list[str]:
     return sorted(name.decode("utf-8", "surrogateescape").strip() for name in names)
 
 
-def _stamp(name: str, beside: Path) -> str:
+def _stamp(name: str, beside: Path) -> bytes:
     for place in (Path(name), beside.parent / name):
         try:
-            facts = place.stat()
-            return f"{facts.st_size} {facts.st_mtime_ns}"
+            return _size_and_beginning(place)
         except OSError:
             continue
-    return "missing"
+    return b"missing"
+
+
+def _size_and_beginning(path: Path) -> bytes:
+    """The size, and the first 4 KiB: a header, which most programs write with the image's statistics, and the first pixels."""
+    with path.open("rb", buffering=0) as file:
+        return f"{os.fstat(file.fileno()).st_size} ".encode() + file.read(_BEGINNING)

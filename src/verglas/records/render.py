@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from verglas.records.table import Row, totals
 from verglas.records.units import duration, size
@@ -28,9 +28,13 @@ def as_text(rows: Sequence[Row]) -> str:
     """Columns for a terminal, and the totals. Notes stand last, so that long ones do no harm."""
     order = (0, 1, 7, 4, 3, 5, 2, 6)
     table = [[line[i] for i in order] for line in (HEADINGS, *map(cells, rows))]
-    widths = [max(len(line[i]) for line in table) for i in range(len(order))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in table]
-    return "\n".join([*lines, "", *_totals_text(rows)])
+    return "\n".join([in_columns(table), "", *_totals_text(rows)])
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many texts, in columns as wide as their longest."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -45,10 +49,10 @@ def as_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """The rows and totals."""
+def as_plain(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows and totals for JSON."""
     stages, phases = totals(rows)
-    return json.dumps({"jobs": [asdict(row) for row in rows], "seconds_by_stage": stages, "seconds_by_phase": phases}, indent=1)
+    return {"jobs": [asdict(row) for row in rows], "seconds_by_stage": stages, "seconds_by_phase": phases}
 
 
 def html_table(rows: Sequence[Row]) -> str:

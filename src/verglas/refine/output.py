@@ -131,7 +131,7 @@ class Output:
 
 
 def intermediate_files(folder: Path) -> Iterator[Path]:
-    """Files of all iterations but the last, as RELION's gentle clean removes them, and the exact states."""
+    """Files of all iterations but the last, as RELION's gentle clean removes them: `--continue` goes on from what stays."""
     numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := re.match(r"run_it(\d+)_", path.name))]
     last = max((number for number, _ in numbered), default=0)
-    return (path for number, path in sorted(numbered) if number < last or "_state." in path.name)
+    return (path for number, path in sorted(numbered) if number < last)

@@ -96,10 +96,11 @@ class _Rate:
             self._logged, self._tenth = now, tenth
         seconds = now - self._start
         rate = done / seconds if seconds > 0 else 0.0
-        text = f"{event['what']}: {done}/{total}"
+        text = f"{event['what']}: {done}/{total}" if total else f"{event['what']}: {done}"
         if done and seconds > 0.5:
             text += f", {_number(rate)}/s" if rate >= 1 else f", {_number(1 / rate)} s each"
-            text += f", {duration(seconds)} taken" if last else f", {duration((total - done) / rate)} left"
+            if last or total:
+                text += f", {duration(seconds)} taken" if last else f", {duration((total - done) / rate)} left"
         return text, due
 
 

@@ -18,6 +18,7 @@ from verglas.workflow.screen import Log, Screen
 _TICK = 0.05
 _RECORD_EVERY = 0.5  # seconds between updates of record.json while a job runs
 _GRACE = 30.0  # seconds from the wish to stop at the time limit to the end by force
+_WISHES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "the end of its terminal"}
 
 
 @dataclass
@@ -46,7 +47,7 @@ class _Supervisor:
         self.limit = time_limit
         self.run = Run()
         self.staging = dict(record.phases)
-        self.wishes = 0
+        self.wishes, self.wish = 0, ""  # to stop: how many, and the signal of the first
         self.written = 0.0
         self.written_phase = ""
         self.started = time.monotonic()
@@ -98,7 +99,7 @@ class _Supervisor:
         self.run.left = event.get("left", self.run.left)
         self.run.facts = event.get("facts", self.run.facts)
         if "stopped" in event and self.run.stopped is None:
-            self.run.stopped = event["stopped"]
+            self.run.stopped = f"stopped by {self.wish}" if self.wish else event["stopped"]
 
     def _write_record(self, phase: str) -> None:
         try:
@@ -130,8 +131,9 @@ class _Supervisor:
     def _signals(self) -> Iterator[None]:
         def wish(number: int, frame: object) -> None:
             self.wishes += 1
+            self.wish = self.wish or _WISHES[signal.Signals(number)]
 
-        before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {number: signal.signal(number, wish) for number in _WISHES}
         try:
             yield
         finally:
