@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from verglas.bench.measurement import Measurement, as_text, table
+from verglas.bench.measurement import HEADINGS, Measurement, table
 from verglas.io.coordinates import read_coordinates
 from verglas.io.mrc import read_map
 from verglas.io.picture import read_micrograph
 from verglas.io.star import read_star
 from verglas.pictures.maps import draw_maps_in_a_row, draw_slices, draw_surface
 from verglas.pictures.picks import draw_picks
+from verglas.records.render import in_columns
 from verglas.scores.picks import PickScore, match_picks, total_score
 from verglas.scores.shell import shell_score
 from verglas.volume.axes import find_axes
@@ -60,7 +61,7 @@ def main() -> int:
     lines = [line for step in PICK_STEPS for line in score_picks(octahedral[step], experts, step)]
     lines += score_map(octahedral["refine_2x"]) + score_c1(asymmetric["refine_2x"])
     draw(given.out, octahedral, asymmetric, experts)
-    print(as_text(table([lines])))
+    print(in_columns([HEADINGS, *table([lines])]))
     return 0 if all(line.passed for line in lines) else 1
 
 
@@ -101,8 +102,8 @@ def score_map(job: Path) -> list[Measurement]:
     density, pixel = load(job / "run_class001.mrc")
     shell = shell_score(density, pixel, inner_radius=30.0)
     sphere = soft_sphere(len(density), RADIUS / pixel, EDGE / pixel)
-    halves = [load(job / f"run_half{half}_class001_unfil.mrc")[0] * sphere for half in (1, 2)]
-    resolution = shell_to_resolution(resolution_shell(fsc(*halves), 0.143), len(density), pixel)
+    half1, half2 = (load(job / f"run_half{half}_class001_unfil.mrc")[0] * sphere for half in (1, 2))
+    resolution = shell_to_resolution(resolution_shell(fsc(half1, half2), 0.143), len(density), pixel)
     return [
         Measurement("refine_2x, O", "mean inside 30 Å, share of the shell's peak", 100 * shell.hollow, "%", high=20.0),
         Measurement("refine_2x, O", "diameter (half the shell's peak)", shell.diameter, "Å", low=115.0, high=130.0),
