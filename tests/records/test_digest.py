@@ -51,6 +51,26 @@ def test_a_micrograph_list_covers_the_micrographs(tmp_path: Path, monkeypatch: p
     assert digest(star) != before
 
 
+def test_where_one_stands_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in a project's files are relative to the project; its table is read from anywhere."""
+    job = tmp_path / "project/Extract/job004"
+    job.mkdir(parents=True)
+    (job / "a_autopick.star").write_text("data_\n")
+    (job / "coords_suffix_autopick.star").write_text("m.star\n")
+    (job / "s.mrcs").write_bytes(b"1")
+    (job / "p.star").write_text("data_particles\n\nloop_\n_rlnImageName #1\n000001@Extract/job004/s.mrcs\n")
+    for name in ("p.star", "coords_suffix_autopick.star"):
+        monkeypatch.chdir(tmp_path / "project")
+        inside = digest(Path("Extract/job004") / name)
+        monkeypatch.chdir("/")
+        assert digest(job / name) == inside
+        monkeypatch.chdir(tmp_path)
+        assert digest(Path("project/Extract/job004") / name) == inside
+    before = digest(job / "p.star")
+    (job / "s.mrcs").write_bytes(b"2")
+    assert digest(job / "p.star") != before
+
+
 def test_a_pickers_list_covers_the_coordinate_files(tmp_path: Path) -> None:
     node = tmp_path / "coords_suffix_autopick.star"
     node.write_text("micrographs.star\n")

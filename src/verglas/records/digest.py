@@ -12,6 +12,7 @@ _IMAGES = rb"mrcs?|tiff?|eer|gain|png|star|cs"
 _QUOTED = re.compile(rb'"([^"\n]+\.(?:' + _IMAGES + rb'))"', re.IGNORECASE)
 _PLAIN = re.compile(rb'(?<![^\s@])([^\s@"]+\.(?:' + _IMAGES + rb"))(?!\S)", re.IGNORECASE)
 _BEGINNING = 4096  # bytes
+_DEPTH = 4  # folders above a STAR file that its names may be relative to: a project's jobs lie two or three deep
 _STACKED = re.compile(rb'"\d+@([^"\n]+)"|(?<!\S)\d+@(\S+)')
 
 
@@ -43,14 +44,14 @@ def _named_files(path: Path) -> list[str]:
     if path.suffix.lower() not in (".star", ".cs"):
         return []
     if path.name.startswith("coords_suffix_"):
-        return sorted(str(found) for found in path.parent.rglob("*" + path.name.removeprefix("coords_suffix")))
+        return sorted(str(found.relative_to(path.parent)) for found in path.parent.rglob("*" + path.name.removeprefix("coords_suffix")))
     text = path.read_bytes()
     names = {quoted or plain for quoted, plain in _STACKED.findall(text)} or {*_PLAIN.findall(text), *_QUOTED.findall(text)}
     return sorted(name.decode("utf-8", "surrogateescape").strip() for name in names)
 
 
 def _stamp(name: str, beside: Path) -> bytes:
-    for place in (Path(name), beside.parent / name):
+    for place in (Path(name), *(folder / name for folder in beside.absolute().parents[:_DEPTH])):
         try:
             return _size_and_beginning(place)
         except OSError:
