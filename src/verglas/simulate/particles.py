@@ -45,12 +45,12 @@ def simulate_particles(
     """
     specimens = specimen if isinstance(specimen, list) else [specimen or stand_in()]
     particles = _draw(n, len(specimens), offset_sigma, defocus, optics_groups, np.random.default_rng(seed))
-    optics = _optics(box, pixel_size, voltage, optics_groups)
+    optics = optics_table(box, pixel_size, voltage, optics_groups)
     table = ParticleSet(optics, particles.assign(ctf_bfactor=ctf_bfactor))
     maps = [potential_map(each, box, pixel_size) for each in specimens]
-    signal = _signal(table, maps)
+    signal = noise_free_images(table, [Projector(each) for each in maps])
     scale = (snr / signal.var().item()) ** 0.5
-    noise = _noise(n, box, pixel_size, coloured, torch.Generator().manual_seed(seed))
+    noise = noise_images(n, box, pixel_size, coloured, torch.Generator().manual_seed(seed))
     truth = torch.stack(maps) * scale
     return signal * scale + noise, table, truth if isinstance(specimen, list) else truth[0]
 
@@ -80,7 +80,8 @@ def _draw(
     )
 
 
-def _optics(box: int, pixel_size: float, voltage: float, groups: int) -> OpticsGroups:
+def optics_table(box: int, pixel_size: float, voltage: float, groups: int) -> OpticsGroups:
+    """Optics groups 1 to `groups` of a microscope with Cs 2.7 mm and 10 % amplitude contrast; `voltage` in kV."""
     numbers = np.arange(1, groups + 1)
     return OpticsGroups(
         pd.DataFrame(
@@ -99,16 +100,15 @@ def _optics(box: int, pixel_size: float, voltage: float, groups: int) -> OpticsG
     )
 
 
-def _signal(particles: ParticleSet, maps: list[torch.Tensor]) -> torch.Tensor:
-    """Noise-free images [n, box, box]: projected, CTF applied, shifted by minus the origins."""
+def noise_free_images(particles: ParticleSet, projectors: list[Projector]) -> torch.Tensor:
+    """Images float32 [n, box, box]: of class k the projections of the k-th map, with the CTF, shifted by minus the origins."""
     box, pixel_size = particles.optics.box_size, particles.optics.pixel_size
     kx, ky = frequency_grid(box, pixel_size, 2)
     matrices = euler_to_matrix(torch.from_numpy(particles.angles()))
     origins = torch.from_numpy(particles.origins()).float()
     parameters = ctf_parameters(particles)
     images = torch.empty(len(particles), box, box)
-    for number, volume in enumerate(maps, start=1):
-        projector = Projector(volume)
+    for number, projector in enumerate(projectors, start=1):
         rows = torch.from_numpy(np.flatnonzero(particles.column("class_number") == number))
         for part in rows.split(100):
             spectrum = projector.slices(matrices[part]) * ctf(kx, ky, **{name: value[part] for name, value in parameters.items()})  # type: ignore[arg-type]
@@ -118,7 +118,8 @@ def _signal(particles: ParticleSet, maps: list[torch.Tensor]) -> torch.Tensor:
     return images
 
 
-def _noise(n: int, box: int, pixel_size: float, coloured: bool, generator: torch.Generator) -> torch.Tensor:
+def noise_images(n: int, box: int, pixel_size: float, coloured: bool, generator: torch.Generator) -> torch.Tensor:
+    """Noise of deviation 1, float32 [n, box, box]; coloured: amplitude √(1 + 2 exp(−k/0.03)), k in 1/Å."""
     noise = torch.randn(n, box, box, generator=generator)
     if not coloured:
         return noise
