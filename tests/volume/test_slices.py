@@ -50,7 +50,9 @@ def test_no_dip_at_high_resolution() -> None:
         assert correlation > 0.999, shell
 
 
-@pytest.mark.parametrize("dims,box,padding,max_shell", [(3, 16, 2, 7), (3, 15, 2, 4), (3, 14, 1, 6), (2, 16, 2, 7), (2, 17, 3, 5)])
+@pytest.mark.parametrize(
+    "dims,box,padding,max_shell", [(3, 16, 2, 7), (3, 15, 2, 4), (3, 14, 1, 6), (3, 15, 1, 7), (2, 15, 1, 7), (2, 16, 2, 7), (2, 17, 3, 5)]
+)
 def test_backprojection_is_the_exact_transpose(dims: int, box: int, padding: int, max_shell: int) -> None:
     generator = torch.Generator().manual_seed(dims)
     volume = torch.randn(*[box] * dims, generator=generator, dtype=torch.float64)

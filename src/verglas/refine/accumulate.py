@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from verglas.refine import comparison
 from verglas.refine.model import Sums
 from verglas.refine.observations import Batch, shift_factors
 from verglas.refine.ragged import parts_within
@@ -34,9 +35,10 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     counts = torch.bincount(entries.image, minlength=len(batch))
     starts = torch.cumsum(counts, 0) - counts
     cross, energy = torch.zeros_like(batch.ctf), torch.zeros_like(batch.ctf)
+    add = _add_compiled if comparison.serves(all_of.candidates.projectors) else _add_part
     for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE):
         part = slice(int(starts[first]), int(starts[last - 1] + counts[last - 1]))
-        _add_part(all_of, sums, batch, Entries(*(values[part] for values in entries)), factors, cross, energy)
+        add(all_of, sums, batch, Entries(*(values[part] for values in entries)), factors, cross, energy)
     weight = entries.weight.double()
     origins = all_of.origins(batch, search.shifts.fine)[entries.image, entries.shift]
     sums.offset2 += (origins.square().sum(1) * weight).sum()
@@ -66,6 +68,39 @@ def _add_part(
     masked = reals((batch.masked * batch.ctf)[image] * moved_by)
     cross.index_add_(0, image, (expected * masked).unflatten(1, (-1, 2)).sum(-1))
     energy += _weighted_sums(power(slices), row, some.image, some.weight, len(batch)) * batch.ctf.square()
+
+
+def _add_compiled(
+    all_of: Pass, sums: Sums, batch: Batch, some: Entries, factors: torch.Tensor, cross: torch.Tensor, energy: torch.Tensor
+) -> None:
+    """`_add_part` by compiled code, which samples the slices of each image again instead of keeping those of all."""
+    order = torch.argsort(some.image * (int(some.row.max()) + 1) + some.row)
+    image, row, weight = some.image[order], some.row[order], some.weight[order]
+    begins = torch.ones(len(order), dtype=torch.bool)
+    begins[1:] = (image[1:] != image[:-1]) | (row[1:] != row[:-1])
+    starts = torch.nonzero(begins)[:, 0]
+    first, last = int(image[0]), int(image[-1]) + 1
+    groups = comparison.Groups(
+        torch.cat([starts, starts.new_tensor([len(order)])]), image[starts] - first, some.shift[order], weight.contiguous()
+    )
+    rows, of_group = torch.unique(row[starts], return_inverse=True)
+    matrices, classes = all_of.candidates.fine_poses(rows)
+    operands = (batch.ctf[first:last], factors, groups)
+    found = comparison.sum_over_slices(
+        all_of.candidates.projectors, all_of.search.full, batch.masked[first:last], *operands, matrices[of_group], classes[of_group]
+    )
+    cross[first:last] += found[0]
+    energy[first:last] += found[1]
+
+    share = torch.zeros(len(rows)).index_add_(0, of_group[torch.cumsum(begins, 0) - 1], weight)
+    kept = torch.nonzero(share > _LEAST_SHARE * share.mean())[:, 0]
+    by_row = torch.argsort(of_group, stable=True)
+    ends = torch.searchsorted(of_group[by_row], torch.arange(len(rows) + 1))
+    numerators, weights = comparison.sum_into_slices(batch.unmasked[first:last], *operands, by_row, ends)
+    for number in torch.unique(classes[kept]).tolist():
+        chosen = kept[classes[kept] == number]
+        values = (numerators, weights) if len(chosen) == len(rows) else (numerators[chosen], weights[chosen])
+        add_symmetric(sums.slices[number], all_of.search.symmetry, matrices[chosen], all_of.search.full, *values)
 
 
 def _back_project(

@@ -17,7 +17,7 @@ class Candidates:
 
     def __init__(self, references: torch.Tensor, grid: PoseGrid, max_shell: int, padding: int) -> None:
         self.grid, self.classes = grid, len(references)
-        self._projectors = [Projector(reference, max_shell, padding) for reference in references]
+        self.projectors = [Projector(reference, max_shell, padding) for reference in references]
 
     def __len__(self) -> int:
         return self.classes * len(self.grid)
@@ -28,12 +28,18 @@ class Candidates:
 
     def coarse(self, candidates: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Slices of coarse candidates [m], ascending, as real pairs [m, 2k]."""
-        return self._project(self.grid.matrices(candidates % len(self.grid)), self.class_of(candidates), pixels)
+        return self._project(*self.families(candidates, 1), pixels)
 
-    def children(self, candidates: torch.Tensor, pixels: Pixels) -> torch.Tensor:
-        """Slices of all children of coarse candidates [m], ascending, as real pairs [m * fan, 2k]."""
-        matrices = self.grid.children(candidates % len(self.grid)).flatten(0, 1)
-        return self._project(matrices, self.class_of(candidates).repeat_interleave(self.grid.fan), pixels)
+    def slices(self, candidates: torch.Tensor, fan: int, pixels: Pixels) -> torch.Tensor:
+        """Slices of coarse candidates [m], ascending, or of all their `fan` children, as real pairs [m * fan, 2k]."""
+        return self._project(*self.families(candidates, fan), pixels)
+
+    def families(self, candidates: torch.Tensor, fan: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matrices [m * fan, 3, 3] and classes [m * fan] of coarse candidates (fan 1) or of all their children."""
+        poses, classes = candidates % len(self.grid), self.class_of(candidates)
+        if fan == 1:
+            return self.grid.matrices(poses), classes
+        return self.grid.children(poses).flatten(0, 1), classes.repeat_interleave(fan)
 
     def fine(self, candidates: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Slices [m, 2k], matrices [m, 3, 3] and classes [m] of single children, ascending."""
@@ -48,5 +54,7 @@ class Candidates:
 
     def _project(self, matrices: torch.Tensor, classes: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         counts = torch.bincount(classes, minlength=self.classes).tolist()
-        parts = [projector.project(part, pixels) for projector, part in zip(self._projectors, matrices.split(counts)) if len(part)]
-        return reals(torch.cat(parts)) if parts else torch.zeros(0, 2 * len(pixels), device=matrices.device)
+        parts = [projector.project(part, pixels) for projector, part in zip(self.projectors, matrices.split(counts)) if len(part)]
+        if not parts:
+            return torch.zeros(0, 2 * len(pixels), device=matrices.device)
+        return reals(parts[0] if len(parts) == 1 else torch.cat(parts))

@@ -7,11 +7,13 @@ hold 0.999 of the weight enter the sums. METHOD.md §1, §3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
 
 from verglas.compute.memory import batch_size, free_bytes
+from verglas.refine import comparison
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
@@ -26,6 +28,7 @@ from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # reals gathered for one product: a share of a core's cache; of a card's memory
+_SCORES = 1 << 24  # scores held at once by the compiled comparison
 _TABLE_SHARE = 0.15  # of the free memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
@@ -166,56 +169,88 @@ def _compare(
 
     Returns the kept (image, candidate, shift), sorted by image and falling weight.
     """
-    k, device = len(pixels), factors.device
-    cap = max(1, int(free_bytes(device) * _TABLE_SHARE) // (8 * k * fan))
-    fits = len(all_of.candidates) <= cap
+    device = factors.device
+    children = _children(rows, fan)
     kept: list[Entries] = []
     largest, log_sum = torch.zeros(len(batch), device=device), torch.zeros(len(batch), device=device)
-    for first, last in [(0, len(batch))] if fits else parts_within(rows.counts, cap):
-        begin, end = int(rows.starts[first]), int(rows.starts[last - 1] + rows.counts[last - 1])
-        used, place = torch.unique(rows.values[begin:end], return_inverse=True)
-        table = all_of.candidates.coarse(used, pixels) if fan == 1 else all_of.candidates.children(used, pixels)
-        own = Lists(place, rows.extra[begin:end], rows.starts[first:last] - begin, rows.counts[first:last])
-        sizes = 2 * k * (own.counts * fan + 2 * shifts.counts[first:last])
-        for owners in chunks(sizes, _CHUNK[device.type]):
-            entries, images = (
-                _compare_chunk(all_of.search, batch, owners, first, own, shifts, factors, log_shift, table, fan),
-                owners + first,
-            )
-            largest[images], log_sum[images] = entries[1]
-            row = entries[0].row
-            kept.append(entries[0]._replace(row=used[row // fan] * fan + row % fan))
+    for images, scores in _own_scores(all_of, batch, children, shifts, factors, pixels, fan):
+        entries, normaliser = _weigh(all_of.search, images, scores, children, shifts, log_shift)
+        largest[images], log_sum[images] = normaliser
+        kept.append(entries)
     joined = [torch.cat(values) for values in zip(*kept)]
     order = torch.argsort(joined[0], stable=True)
     return Entries(*(values[order] for values in joined)), Normaliser(largest, log_sum)
 
 
-def _compare_chunk(
-    search: Search,
+def _children(rows: Lists, fan: int) -> Lists:
+    """The children of each image's coarse candidates, with their parents' priors."""
+    if fan == 1:
+        return rows
+    values = (rows.values[:, None] * fan + torch.arange(fan, device=rows.values.device)).flatten()
+    return Lists(values, rows.extra.repeat_interleave(fan), rows.starts * fan, rows.counts * fan)
+
+
+def _own_scores(
+    all_of: Pass, batch: Batch, rows: Lists, shifts: Lists, factors: torch.Tensor, pixels: Pixels, fan: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images [o] of the batch and their scores [o, slices, shifts], a chunk at a time; −inf past the end of an image's lists.
+
+    The slices of all `fan` children of a candidate stand together in `rows`.
+    """
+    candidates, correlation = all_of.candidates, all_of.search.correlation
+    if comparison.serves(candidates.projectors):
+        matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
+        local = rows._replace(values=torch.arange(len(rows.values)))
+        for images in chunks(rows.counts * shifts.counts, _SCORES):
+            operands = (candidates.projectors, pixels, batch.masked, batch.ctf, factors)
+            yield images, comparison.score_own(*operands, images, local, matrices, classes, shifts, correlation=correlation)
+        return
+    k = len(pixels)
+    cap = max(fan, int(free_bytes(factors.device) * _TABLE_SHARE) // (8 * k))
+    parts = [(0, len(batch))] if len(candidates) * fan <= cap else parts_within(rows.counts, cap)
+    for first, last in parts:
+        begin, end = int(rows.starts[first]), int(rows.starts[last - 1] + rows.counts[last - 1])
+        used, parent = torch.unique(rows.values[begin:end:fan] // fan, return_inverse=True)
+        table = candidates.slices(used, fan, pixels)
+        place = (parent[:, None] * fan + torch.arange(fan, device=parent.device)).flatten()
+        own = Lists(place, rows.extra[begin:end], rows.starts[first:last] - begin, rows.counts[first:last])
+        sizes = 2 * k * (own.counts + 2 * shifts.counts[first:last])
+        for owners in chunks(sizes, _CHUNK[factors.device.type]):
+            yield owners + first, _scores_from_table(batch, owners, first, own, shifts, factors, table, correlation)
+
+
+def _scores_from_table(
     batch: Batch,
     owners: torch.Tensor,
     first: int,
     rows: Lists,
     shifts: Lists,
     factors: torch.Tensor,
-    log_shift: torch.Tensor,
     table: torch.Tensor,
-    fan: int,
-) -> tuple[Entries, Normaliser]:
+    correlation: bool,
+) -> torch.Tensor:
     images, k = owners + first, factors.shape[-1]
     row_place, row_real = padded(rows, owners)
     shift_place, shift_real = padded(shifts, images)
-    slice_rows = (rows.values[row_place][:, :, None] * fan + torch.arange(fan, device=images.device)).flatten(1)
-    shift, ctf = shifts.values[shift_place], batch.ctf[images, :k]
-    scores = own_scores(shifted(batch.masked[images, :k], ctf, factors[shift]), ctf, table[slice_rows], correlation=search.correlation)
+    ctf = batch.ctf[images, :k]
+    moved = shifted(batch.masked[images, :k], ctf, factors[shifts.values[shift_place]])
+    scores = own_scores(moved, ctf, table[rows.values[row_place]], correlation=correlation)
+    return scores.masked_fill_(~(row_real[:, :, None] & shift_real[:, None, :]), -torch.inf)
+
+
+def _weigh(
+    search: Search, images: torch.Tensor, scores: torch.Tensor, rows: Lists, shifts: Lists, log_shift: torch.Tensor
+) -> tuple[Entries, Normaliser]:
+    """The candidates that hold the weight, after the priors were added to `scores` (in place), and the normaliser."""
+    row_place, shift_place = padded(rows, images)[0], padded(shifts, images)[0]
+    shift = shifts.values[shift_place]
     if not search.correlation:
-        scores += rows.extra[row_place].repeat_interleave(fan, dim=1)[:, :, None]
+        scores += rows.extra[row_place][:, :, None]
         scores += log_shift[images[:, None], shift][:, None, :]
-    real = row_real.repeat_interleave(fan, dim=1)[:, :, None] & shift_real[:, None, :]
-    scores = torch.where(real, scores, -torch.inf).flatten(1)
-    kept, normaliser = winner(scores) if search.correlation else keep_weight(scores, search.fraction, search.at_most)
+    flat = scores.flatten(1)
+    kept, normaliser = winner(flat) if search.correlation else keep_weight(flat, search.fraction, search.at_most)
     row, column = kept.place // shift.shape[1], kept.place % shift.shape[1]
-    return Entries(images[kept.image], slice_rows[kept.image, row], shift[kept.image, column], kept.weight), normaliser
+    return Entries(images[kept.image], rows.values[row_place[kept.image, row]], shift[kept.image, column], kept.weight), normaliser
 
 
 def _all_pairs(owners: int, values: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -65,9 +65,9 @@ def class_map(sums: FourierSums, tau2: torch.Tensor, weight: torch.Tensor, fudge
 def joined_low(first: FourierSums, second: FourierSums, shell: int) -> None:
     """Replace both halves' sums up to `shell` by their mean, so that the halves do not drift apart where they cannot overfit."""
     low = (first.shells() <= shell).flatten()
-    mean = (first.data[:, low] + second.data[:, low]) / 2
-    first.data[:, low] = mean
-    second.data[:, low] = mean
+    mean = (first.data[low] + second.data[low]) / 2
+    first.data[low] = mean
+    second.data[low] = mean
 
 
 def shell_weights(sums: FourierSums, shells: int) -> torch.Tensor:

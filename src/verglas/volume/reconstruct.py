@@ -75,7 +75,7 @@ def symmetrised(sums: FourierSums, group: str) -> FourierSums:
     for operator in operators:
         total += _turned(full, operator)[:, :, half:]
     total[:, :, 0] /= 2  # the mates on that plane are in already, and `FourierSums` adds them again
-    out.data.copy_(total.view(-1, 3).T)
+    out.data.copy_(total.view(-1, 3))
     return out
 
 

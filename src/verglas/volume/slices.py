@@ -8,6 +8,8 @@ linearly at the slice's points; back-projection is the transpose of that chain, 
     slices = Projector(volume, max_shell).project(matrices, pixels)              # complex [n, k]
     sums = FourierSums(box, 3, max_shell)
     sums.add(matrices, pixels, numerators, weights)                              # then reconstruct.reconstruct(sums)
+
+On a CPU, maps in float32 are served by compiled code (slices.cpp), which the code here defines.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from verglas.volume import slices_native
 from verglas.volume.fourier import irfft_centred, packed_pixels, rfft_centred
 
 _POINTS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 24}  # slice pixels sampled in one go, about 100 bytes each: a core's cache; a card's memory
@@ -90,31 +93,39 @@ def sinc_squared(box: int, padding: int, dims: int, device: torch.device | str, 
 
 
 class Projector:
-    """Samples central slices of one map [box] * 2 or 3 up to `max_shell`, in the map's dtype and on its device."""
+    """Samples central slices of one map [box] * 2 or 3 up to `max_shell`, in the map's dtype and on its device.
+
+    `table` [(z,) y, x, 2]: the padded transform within ±`half_range`, x ≥ 0 only, and one more point at the end of each axis.
+    """
 
     def __init__(self, volume: torch.Tensor, max_shell: int, padding: int = 2) -> None:
         self.dims, self.box, self.padding, self.max_shell = volume.dim(), volume.shape[-1], padding, max_shell
-        self._half_range = half_range(max_shell, padding)
+        self.half_range = half_range(max_shell, padding)
         flat = volume / sinc_squared(self.box, padding, self.dims, volume.device, volume.dtype)
         spectrum = rfft_centred(pad_centred(flat, self.box * padding), self.dims)
-        self._table = torch.view_as_real(_cut(spectrum, self._half_range)).movedim(-1, 0)[None].contiguous()
+        # one point more, so that every point of a slice has a grid point on both sides
+        around = (0, 0) + (0, 1) * self.dims
+        self.table = torch.nn.functional.pad(torch.view_as_real(_cut(spectrum, self.half_range)), around).contiguous()
 
     def project(self, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill."""
-        out = torch.empty(len(matrices), len(pixels), dtype=self._table.dtype.to_complex(), device=self._table.device)
+        if slices_native.serves(self.table, self.dims):
+            return slices_native.project(self.table, self.half_range, matrices, pixels, self.padding)
+        out = torch.empty(len(matrices), len(pixels), dtype=self.table.dtype.to_complex(), device=self.table.device)
         for part in _parts(len(matrices), len(pixels), out.device):
-            points, mirrored = _slice_points(matrices[part].to(self._table), pixels, self.padding, self.dims)
+            points, mirrored = _slice_points(matrices[part].to(self.table), pixels, self.padding, self.dims)
             real, imaginary = self._sample(points)
             out[part] = torch.complex(real, torch.where(mirrored, -imaginary, imaginary)) * pixels.valid
         return out
 
     def _sample(self, points: torch.Tensor) -> torch.Tensor:
         """Linear interpolation at points [n, k, dims] (x, y(, z); x ≥ 0): real and imaginary parts [2, n, k]."""
-        grid = points / self._half_range
+        grid = points / self.half_range
         grid[..., 0] = 2 * grid[..., 0] - 1
         n = len(points)
         grid = grid.reshape(n, *[1] * (self.dims - 1), -1, self.dims)
-        table = self._table.expand(n, *self._table.shape[1:])  # a batch of one would run on one thread
+        inner = self.table[(slice(0, -1),) * self.dims].movedim(-1, 0)
+        table = inner.expand(n, *inner.shape)  # a batch of one would run on one thread
         sampled = torch.nn.functional.grid_sample(table, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
         return sampled.reshape(n, 2, -1).movedim(1, 0)
 
@@ -136,21 +147,21 @@ class FourierSums:
         self._half_range = half_range(max_shell, padding)
         side = 2 * self._half_range + 1
         self.shape = (*[side] * (dims - 1), self._half_range + 1)
-        self._sums = torch.zeros(3, torch.Size(self.shape).numel(), device=device, dtype=dtype)
+        self._sums = torch.zeros(torch.Size(self.shape).numel(), 3, device=device, dtype=dtype)
 
     @property
     def numerator(self) -> torch.Tensor:
         """Σ of the numerators with their Hermitian mates, complex, `shape`."""
-        return _with_mates(torch.complex(self._sums[0], self._sums[1]).view(self.shape))
+        return _with_mates(torch.complex(self._sums[:, 0], self._sums[:, 1]).view(self.shape))
 
     @property
     def weight(self) -> torch.Tensor:
         """Σ of the weights with their mates, real, `shape`."""
-        return _with_mates(self._sums[2].view(self.shape))
+        return _with_mates(self._sums[:, 2].reshape(self.shape))
 
     @property
     def data(self) -> torch.Tensor:
-        """The accumulator itself [3, voxels] (real, imaginary, weight): what ranks add up."""
+        """The accumulator itself [voxels, 3] (real, imaginary, weight): what ranks add up."""
         return self._sums
 
     def shells(self) -> torch.Tensor:
@@ -163,6 +174,9 @@ class FourierSums:
 
     def add(self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights."""
+        if slices_native.serves(self._sums, self.dims):
+            slices_native.spread(self._sums, self.shape, matrices, pixels, self.padding, numerators, weights)
+            return
         for part in _parts(len(matrices), len(pixels), self._sums.device):
             points, mirrored = _slice_points(matrices[part].to(self._sums), pixels, self.padding, self.dims)
             values = torch.where(mirrored, numerators[part].conj(), numerators[part]) * pixels.valid
@@ -170,7 +184,7 @@ class FourierSums:
             if weights is not None:
                 planes.append((weights[part] * pixels.valid).flatten().to(self._sums.dtype))
             for index, share in _corners(points.view(-1, self.dims), self.shape):
-                for total, plane in zip(self._sums, planes):
+                for total, plane in zip(self._sums.T, planes):
                     total.scatter_add_(0, index, plane * share)
 
     def adjoint(self) -> torch.Tensor:
@@ -197,10 +211,14 @@ def crop_centred(volume: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def embed(grid: torch.Tensor, padded: int) -> torch.Tensor:
-    """A grid of `FourierSums` as the half transform of a box of `padded` pixels, in FFT order; ±padded/2 fall together."""
+    """A grid of `FourierSums` as the half transform of a box of `padded` pixels, in FFT order; ±padded/2 fall together.
+
+    What an odd box without padding has no room for, half a pixel past Nyquist in x, is left out.
+    """
     half = grid.shape[-1] - 1
     half_transform = grid.new_zeros(*[padded] * (grid.dim() - 1), padded // 2 + 1)
-    half_transform.index_put_(_places(half, padded, grid.dim(), grid.device), grid, accumulate=True)
+    there = grid[..., : padded // 2 + 1]
+    half_transform.index_put_(_places(half, padded, grid.dim(), grid.device), there, accumulate=True)
     if 2 * half == padded:
         edge = half_transform[..., -1]
         axes = tuple(range(edge.dim()))
@@ -210,12 +228,13 @@ def embed(grid: torch.Tensor, padded: int) -> torch.Tensor:
 
 def _cut(spectrum: torch.Tensor, half: int) -> torch.Tensor:
     """The inverse of `embed`: the part of a half transform within ±half, centred in all axes but the last."""
-    return spectrum[_places(half, spectrum.shape[0], spectrum.dim(), spectrum.device)]
+    part = spectrum[_places(half, spectrum.shape[0], spectrum.dim(), spectrum.device)]
+    return torch.nn.functional.pad(part, (0, half + 1 - part.shape[-1]))
 
 
 def _places(half: int, padded: int, dims: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     full = torch.arange(-half, half + 1, device=device) % padded
-    axes = [full] * (dims - 1) + [torch.arange(half + 1, device=device)]
+    axes = [full] * (dims - 1) + [torch.arange(min(half, padded // 2) + 1, device=device)]
     return tuple(torch.meshgrid(*axes, indexing="ij"))
 
 

@@ -1,0 +1,89 @@
+"""The compiled sampling of slices (slices.cpp) for maps in float32 on the CPU; `slices` holds its twin in torch and decides."""
+
+from __future__ import annotations
+
+from ctypes import Structure, byref, c_float, c_int64, c_void_p
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from verglas.compute.native import address, in_threads, native_library
+
+if TYPE_CHECKING:
+    from verglas.volume.slices import Pixels
+
+SOURCE = Path(__file__).with_name("slices.cpp")
+_SLICES_A_THREAD = 4  # fewer are not worth a thread
+
+
+class Grid(Structure):
+    """slices.h: where the points of a map's transform lie in memory."""
+
+    _fields_ = (("stride_y", c_int64), ("stride_z", c_int64), ("half", c_float), ("padding", c_float))
+
+
+class Plane(Structure):
+    """slices.h: the pixels of a slice."""
+
+    _fields_ = (("kx", c_void_p), ("ky", c_void_p), ("count", c_int64), ("k", c_int64))
+
+
+def serves(grid: torch.Tensor, dims: int) -> bool:
+    """Whether compiled code serves this map's transform or sums."""
+    return dims == 3 and grid.device.type == "cpu" and grid.dtype == torch.float32 and native_library(SOURCE) is not None
+
+
+def grid_of(shape: tuple[int, ...] | torch.Size, half_range: int, padding: int) -> Grid:
+    """The grid of an array [z, y, x, …]."""
+    return Grid(shape[2], shape[1] * shape[2], half_range, padding)
+
+
+def plane_of(pixels: Pixels) -> Plane:
+    """The pixels, which must live as long as this does."""
+    return Plane(address(pixels.kx), address(pixels.ky), pixels.count, len(pixels))
+
+
+def project(table: torch.Tensor, half_range: int, matrices: torch.Tensor, pixels: Pixels, padding: int) -> torch.Tensor:
+    """`Projector.project` from a `Projector.table`."""
+    library = native_library(SOURCE)
+    assert library is not None
+    out = torch.empty(len(matrices), len(pixels), dtype=torch.complex64)
+    turns = matrices.to(table).contiguous()
+    grid, plane = grid_of(table.shape, half_range, padding), plane_of(pixels)
+
+    def part(thread: int, threads: int) -> None:
+        start, end = (len(turns) * number // threads for number in (thread, thread + 1))
+        into = (address(turns[start:end]), c_int64(end - start), address(out[start:end]))
+        library.project(address(table), byref(grid), byref(plane), *into)
+
+    in_threads(part, _threads(len(turns)))
+    return out
+
+
+def spread(
+    sums: torch.Tensor,
+    shape: tuple[int, ...],
+    matrices: torch.Tensor,
+    pixels: Pixels,
+    padding: int,
+    numerators: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> None:
+    """`FourierSums.add` into sums [z · y · x, 3] of a grid of `shape`; the result does not depend on the number of threads."""
+    library = native_library(SOURCE)
+    assert library is not None
+    turns, values = matrices.to(sums).contiguous(), numerators.to(torch.complex64).contiguous()
+    shares = None if weights is None else weights.to(sums).contiguous()
+    grid, plane = grid_of(shape, shape[2] - 1, padding), plane_of(pixels)
+    images = (address(values), c_void_p(None) if shares is None else address(shares))
+
+    def part(thread: int, threads: int) -> None:
+        slices = (address(turns), c_int64(len(turns)), *images)
+        library.spread(address(sums), byref(grid), byref(plane), *slices, c_int64(thread), c_int64(threads))
+
+    in_threads(part, _threads(len(turns)))
+
+
+def _threads(slices: int) -> int:
+    return max(1, min(torch.get_num_threads(), slices // _SLICES_A_THREAD))
