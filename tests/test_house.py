@@ -24,6 +24,7 @@ FLOOR = {
     "project": 3,
     "pictures": 3.5,
     "jobs": 4,
+    "relion": 4.5,
     "workflow": 5,
     "bench": 6,
     "cli": 7,

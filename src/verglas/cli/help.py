@@ -9,6 +9,7 @@ from typing import Any
 from verglas.cli.fields import kinds_of
 from verglas.cli.options import RUNNER_FLAGS, RUNNER_OPTIONS
 from verglas.jobs.declaration import JobType
+from verglas.relion.programs import PROGRAMS
 from verglas.workflow.request import option
 
 _WIDTH, _COLUMN = 110, 34
@@ -28,9 +29,17 @@ def help_page(declared: JobType) -> str:
     parts += ["", "The run:"]
     parts += [entry(option(name), metavar, text, []) for name, (metavar, text) in RUNNER_OPTIONS.items()]
     parts += [entry(option(name), "", text, []) for name, text in RUNNER_FLAGS.items()]
+    parts += ["", *_by_relion(declared)] if declared.name in PROGRAMS else []
     parts += ["", "On a cluster:", f"  verglas job {declared.name} … --submit relion_qsub.sh --queue gpu --extra1 24:00:00 --threads 8"]
     parts += ["", "Underscores may be written for dashes. Exit codes: 0 PASS, 1 FAIL, 2 bad input, 3 stopped, 4 UNCHECKED."]
     return "\n".join(parts)
+
+
+def _by_relion(declared: JobType) -> list[str]:
+    """How RELION carries out the type."""
+    program = PROGRAMS[declared.name]
+    ranks = f" --ranks {max(2, program.least_ranks)} --threads 1" if program.parallel else ""
+    return [f"By RELION ({program.name}):", f"  verglas job {declared.name} … --engine relion{ranks}"]
 
 
 def _common() -> list[str]:

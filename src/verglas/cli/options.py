@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ from verglas.cli.fields import Parser, given, info_flag, to_model
 from verglas.cli.submission import SUBMIT_OPTIONS, take_extras
 from verglas.errors import InputError
 from verglas.jobs.declaration import InputSpec, JobType
-from verglas.workflow.request import JobRequest, files_of, option
+from verglas.workflow.request import JobRequest, files_of, option, with_relion
 
+ENGINE_OPTIONS = {
+    "engine": ("verglas|relion", "Who does the work: ours, or the RELION 3.1 on the PATH for types that it has a program for"),
+    "ranks": ("N", "MPI ranks of RELION; Refine3D takes 3 or more, of which one leads"),
+    "relion_args": ("TEXT", 'More options for RELION, such as --relion-args="--maxsig 500"'),
+}
 RUNNER_OPTIONS = {
     "out": ("DIR", "Folder for the job; inside a project it gets the next number by itself"),
     "continue": ("JOB", "Go on with a job that was stopped, or do more iterations"),
     "alias": ("NAME", "A second name for the job in the project"),
     "time_limit": ("SECONDS", "Stop gently after this time"),
+    **ENGINE_OPTIONS,
     **SUBMIT_OPTIONS,
 }
 RUNNER_FLAGS = {"json": "Print the record as JSON", "quiet": "Print only the verdict", "help": "Show this"}
@@ -33,7 +40,7 @@ def parse(declared: JobType, words: list[str]) -> argparse.Namespace:
         several: dict[str, Any] = {"action": "extend", "nargs": "+"} if spec.many else {}
         parser.add_argument(option(spec.name), dest=spec.name, **several)
     parser.add_fields(declared.params)
-    extras, words = take_extras(words)
+    extras, words = take_extras(join_relion_args(words))
     found, unknown = parser.parse(words)
     found.run_extras = extras
     if unknown:
@@ -64,7 +71,58 @@ def to_request(declared: JobType, found: argparse.Namespace) -> JobRequest:
         out = Path(found.run_out)
     limit = _seconds(found.run_time_limit)
     params = to_model(declared.params, given(found, declared.params), base)
-    return JobRequest(declared, params, inputs, out, bool(found.run_continue), found.run_alias, time_limit=limit)
+    request = JobRequest(declared, params, inputs, out, bool(found.run_continue), found.run_alias, time_limit=limit)
+    engine, ranks, extra = found.run_engine, to_ranks(found.run_ranks), found.run_relion_args
+    if engine is None and out is not None and found.run_continue:
+        engine, ranks, extra = _stored_engine(out, ranks, extra)
+    return to_engine(request, engine, ranks, extra)
+
+
+def to_engine(request: JobRequest, engine: str | None, ranks: int | None, extra: str | None) -> JobRequest:
+    """The request for the engine that is named, ours by default. Raises InputError for another, and for RELION's options without it."""
+    if check_engine(engine, ranks, extra) == "verglas":
+        return request
+    request.check_inputs()
+    return with_relion(request, ranks, extra or "")
+
+
+def check_engine(engine: str | None, ranks: int | None, extra: str | None) -> str:
+    """The engine's name. Raises InputError for one that nobody knows, and for RELION's options without it."""
+    if engine not in (None, "verglas", "relion"):
+        raise InputError("--engine", f"{engine!r} is not known", "Give verglas or relion")
+    for name, value in (("--ranks", ranks), ("--relion-args", extra)):
+        if value is not None and engine != "relion":
+            raise InputError(name, "is for RELION", "Add --engine relion")
+    return engine or "verglas"
+
+
+def to_ranks(text: str | None) -> int | None:
+    """A number of ranks from 1, or None. Raises InputError."""
+    if text is None:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise InputError("--ranks", f"found {text!r}, expected a whole number from 1")
+    return int(text)
+
+
+def join_relion_args(words: list[str]) -> list[str]:
+    """`--relion-args TEXT` as one word: its text looks like options, and is not to be read as ours."""
+    joined, left = list[str](), iter(words)
+    for word in left:
+        text = next(left, None) if word.replace("_", "-") == "--relion-args" else None
+        joined.append(word if text is None else f"--relion-args={text}")
+    return joined
+
+
+def _stored_engine(folder: Path, ranks: int | None, extra: str | None) -> tuple[str, int | None, str | None]:
+    """Engine, ranks and RELION's further options with which a job that is to go on was begun; what is given now comes first."""
+    from verglas.records.record import read_record
+
+    record = read_record(folder)
+    if record is None or record.engine != "relion":
+        return "verglas", ranks, extra
+    before = shlex.join(record.relion["extra"]) or None
+    return "relion", ranks or record.relion["ranks"], before if extra is None else extra
 
 
 def _stored(job: str) -> tuple[Path, dict[str, Any], dict[str, Any]]:

@@ -50,7 +50,7 @@ class Params(EngineParams):
         ge=1,
         le=8,
     )
-    iterations: int = param(40, "At most so many iterations; converged runs end earlier", ge=2)
+    iterations: int = param(40, "At most so many iterations; converged runs end earlier", flag="--auto_iter_max", ge=2)
     low_resol_join_halves: float = param(
         40.0, "Average the halves below this resolution, 0: never", flag="--low_resol_join_halves", unit="Å", ge=0
     )
@@ -93,7 +93,8 @@ def run(job: Job) -> Items:
         ready = prepare(job, _LEAST_PARTICLES)
         reference = read_reference(job.inputs["reference"], ready.seen)
         mask = read_mask(job.inputs["mask"], ready.seen)
-    check_symmetry(job, reference, params.symmetry)
+    if job.ranks.first:
+        check_symmetry(job, reference, params.symmetry)
     settings = engine_settings(
         params,
         ready.device,
@@ -113,10 +114,12 @@ def run(job: Job) -> Items:
     state = iterate(
         job,
         output,
-        lambda begin: refine(ready.seen, begin, settings, mask),
+        lambda begin: refine(ready.seen, begin, settings, mask, job.ranks),
         lambda: _start(job, ready, reference, settings),
         None,
     )
+    if not job.ranks.first:
+        return ready.items
     if not state.progress.fine_enough:
         job.warn(f"not converged after {state.iteration - 1} iterations: the last one joined the halves as they were")
     with job.phase("write"):
@@ -208,6 +211,7 @@ JOB = JobType(
     verglas job Refine3D --particles Extract/job012/particles.star --reference InitialModel/job009/initial_model.mrc \\
         --symmetry D2 --mask-diameter 150 --ini-high 40
     verglas job Refine3D --particles run_data.star --reference run_class001.mrc --mask mask.mrc --solvent-correct-fsc --mask-diameter 150
+    torchrun --nproc-per-node 4 -m verglas job Refine3D --particles run_data.star --reference run_class001.mrc --mask-diameter 150
     """,
     params=Params,
     inputs=(
@@ -222,4 +226,5 @@ JOB = JobType(
     validate=validate,
     clean=clean,
     describe=lambda m: f"{m['resolution']:.2f} Å after {m['iterations']} iterations",
+    on_ranks=True,
 )

@@ -33,6 +33,7 @@ class Record:
     verdict: str | None = None
     reasons: list[str] = field(default_factory=list)
     engine: str = "verglas"
+    relion: dict[str, Any] = field(default_factory=dict)  # version, ranks, threads and extra options, where the engine is RELION
     software: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
     working_directory: str = ""

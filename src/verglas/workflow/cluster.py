@@ -60,8 +60,9 @@ class Cluster:
     def ready(self, request: JobRequest) -> tuple[Template, dict[str, str]]:
         """The template, and the values of the fields that don't depend on the job's folder. Raises InputError for one without."""
         template, threads = read_template(self.template), request.params.threads
-        numbers = {"mpinodes": 1, "nodes": 1}
-        numbers |= {"threads": threads, "cores": threads, "dedicated": threads} if threads else {}
+        ranks = request.relion.ranks if request.relion is not None else 1
+        numbers = {"mpinodes": ranks, "nodes": 1}
+        numbers |= {"threads": threads, "cores": ranks * threads, "dedicated": ranks * threads} if threads else {}
         known = {**{name: str(number) for name, number in numbers.items()}, **self.fields}
         template.check(known)
         program = shlex.split(self.submit)[0] if self.submit.strip() else "sbatch"

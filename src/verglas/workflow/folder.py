@@ -150,6 +150,10 @@ def _refuse_other_work(request: JobRequest, record: Record, folder: Path) -> Non
     """Raise InputError naming what differs from the work that was begun in `folder`; more iterations are fine."""
     if record.type != request.declared.name:
         raise InputError(folder, f"holds a {record.type} job", "Give another folder")
+    if record.engine != request.engine:
+        raise InputError(folder, f"was begun by the engine {record.engine}", f"Give another folder, or --engine {record.engine}")
+    if request.relion is not None and [*record.relion["extra"]] != [*request.relion.extra]:
+        raise InputError(folder, f"was begun with other --relion-args: {record.relion['extra']}", "Give another folder")
     now = request.params.model_dump(mode="json")
     ignored = {*WITHOUT_EFFECT, *_MAY_GROW}
     changed = {name: value for name, value in now.items() if name not in ignored and record.params.get(name) != value}

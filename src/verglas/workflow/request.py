@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import shlex
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from verglas.errors import InputError
 from verglas.jobs.declaration import InputSpec, JobParams, JobType
+from verglas.relion.engine import Relion, by_relion
 
 WITHOUT_EFFECT = ("device", "threads")  # parameters that change no result beyond summation order
 
 
 @dataclass
 class JobRequest:
-    """A job to run. `out` is its folder, None for the next number of the project; `go_on` names a job folder to continue in."""
+    """A job to run. `out` is its folder, None for the next number of the project; `go_on` names a job folder to continue in.
+
+    `relion` is set where RELION carries it out: make such a request by `with_relion`.
+    """
 
     declared: JobType
     params: JobParams
@@ -27,7 +32,13 @@ class JobRequest:
     alias: str | None = None
     step: str | None = None
     time_limit: float | None = None
+    relion: Relion | None = None
     extra_command: tuple[str, ...] = field(default=())
+
+    @property
+    def engine(self) -> str:
+        """Which engine carries the job out: verglas or relion."""
+        return "relion" if self.relion is not None else "verglas"
 
     def files(self) -> list[tuple[InputSpec, Path]]:
         """Every file given, with the input it was given for."""
@@ -46,6 +57,9 @@ class JobRequest:
             value = getattr(self.params, name)
             if info.is_required() or value != info.get_default(call_default_factory=True):
                 words += _words(name, value)
+        if self.relion is not None:
+            words += ["--engine", "relion", "--ranks", str(self.relion.ranks)]
+            words += [f"--relion-args={shlex.join(self.relion.extra)}"] if self.relion.extra else []
         return [*words, "--out", str(folder)] if folder is not None else words
 
     def check_inputs(self) -> None:
@@ -58,6 +72,15 @@ class JobRequest:
         for spec, path in self.files():
             if not path.exists():
                 raise InputError(option(spec.name), f"{path} is not there", f"Paths are relative to {Path.cwd()}")
+
+
+def with_relion(request: JobRequest, ranks: int | None = None, extra: str = "") -> JobRequest:
+    """The same job carried out by the RELION on the PATH, with so many MPI ranks (None: the fewest) and more options of RELION's own.
+
+    Raises InputError where there is none, where it doesn't do such jobs, and where it cannot express a parameter or an input.
+    """
+    declared, relion = by_relion(request.declared, request.params, request.inputs, ranks=ranks, extra=extra)
+    return replace(request, declared=declared, relion=relion)
 
 
 def files_of(text: str) -> list[Path]:
@@ -74,10 +97,13 @@ def option(name: str) -> str:
 
 
 def fingerprint(request: JobRequest, digests: list[dict[str, Any]]) -> str:
-    """Digest of all that decides a job's result: type, parameters, and the content (not the names) of its inputs."""
+    """Digest of all that decides a job's result: type, parameters, the content (not the names) of its inputs, and the engine."""
     params = request.params.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     inputs = [[entry["name"], entry["sha256"]] for entry in digests]
-    return hashlib.sha256(json.dumps([request.declared.name, params, inputs], sort_keys=True).encode()).hexdigest()
+    work: list[Any] = [request.declared.name, params, inputs]
+    if request.relion is not None:
+        work.append(request.relion.identity)
+    return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()
 
 
 def _words(name: str, value: Any) -> list[str]:

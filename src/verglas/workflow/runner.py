@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ def new_record(request: JobRequest, place: Place, entries: list[dict[str, Any]],
         alias=request.alias or (before.alias if before else None),
         step=request.step or (before.step if before else None),
         description=declared.summary,
+        engine=request.engine,
+        relion=asdict(request.relion) if request.relion is not None else {},
         command=request.command(None if place.name else folder),
         working_directory=str(Path.cwd()),
         started=now(),
@@ -105,14 +107,16 @@ def new_record(request: JobRequest, place: Place, entries: list[dict[str, Any]],
         fingerprint=print_of,
         inputs=entries,
         previous=past_runs(place.record),
-        resources={
-            "ranks": int(os.environ.get("WORLD_SIZE", "1")),
-            "threads": params.threads or usable_cores(),
-            "device": params.device,
-            "gpus": 0,
-            "pid": os.getpid(),
-        },
+        resources=_resources(request),
     )
+
+
+def _resources(request: JobRequest) -> dict[str, Any]:
+    """Ranks, threads of each and device: of our engine, or of RELION, which is given no GPU."""
+    taken = {"ranks": 1, "threads": request.params.threads or usable_cores(), "device": request.params.device}
+    if request.relion is not None:
+        taken = {"ranks": request.relion.ranks, "threads": request.relion.threads, "device": "cpu"}
+    return {**taken, "gpus": 0, "pid": os.getpid()}
 
 
 def _note_queue(record: Record, ticket: Ticket | None) -> None:
@@ -167,6 +171,8 @@ class _Running:
         request, record, folder = self.request, self.record, self.folder
         clear_exit_files(folder)
         record.host, record.software = machine(), software()
+        if request.relion is not None:
+            record.software["relion"] = request.relion.version
         self.kept = call_in_child(sort_out, folder, [o.path for o in self.declared.outputs(request.params)], self.place.vouched(record))
         continues = self.place.exists
         note_command(folder, record.command, continues)
@@ -228,8 +234,12 @@ class _Running:
         record.exit = {"code": run.exit_code, "signal": run.signal, "file": evidence.exit_file}
         metrics = evidence.metrics or {}
         record.metrics, record.rejected_metrics = ({}, metrics) if record.verdict == FAIL else (metrics, {})
-        record.note = "" if record.verdict == FAIL else note
+        record.note = "" if record.verdict == FAIL else self._with_engine(note)
         record.checks = check_results(evidence)
+
+    def _with_engine(self, note: str) -> str:
+        relion = self.request.relion
+        return note if relion is None else ", ".join(part for part in (note, f"by RELION {relion.version}") if part)
 
     def _exit_code(self, run: Run) -> int:
         if run.stopped:

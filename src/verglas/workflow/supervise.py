@@ -14,6 +14,7 @@ from verglas.records.meters import EnergyMeter, IoMeter
 from verglas.records.record import Record
 from verglas.workflow.process import Child, Send
 from verglas.workflow.screen import Log, Screen
+from verglas.workflow.tree import TreeMeter
 
 _TICK = 0.05
 _RECORD_EVERY = 0.5  # seconds between updates of record.json while a job runs
@@ -57,6 +58,7 @@ class _Supervisor:
         with self._signals():
             child = Child(main)
             io = IoMeter(child.pid)
+            self.started_by_it = TreeMeter(child.pid)
             try:
                 self._loop(child, io)
             except BaseException:
@@ -73,6 +75,8 @@ class _Supervisor:
         while not ended:
             ended = child.look()
             io.sample()
+            if self.record.engine != "verglas":
+                self.started_by_it.sample()
             for kind, piece in child.poll(0 if ended else _TICK):
                 if kind == "event":
                     self._take(piece)
@@ -151,7 +155,7 @@ class _Supervisor:
         run.usage = {
             "wall_s": seconds,
             "cpu_s": child.usage.ru_utime + child.usage.ru_stime,
-            "peak_memory_bytes": child.usage.ru_maxrss * 1024,
+            "peak_memory_bytes": self.started_by_it.peak or child.usage.ru_maxrss * 1024,
             "gpu_peak_bytes": run.facts.pop("gpu_peak_bytes", None),
             **io.read(),
             **energy.read(),
