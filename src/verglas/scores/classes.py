@@ -60,3 +60,17 @@ def orientation_spread(found: np.ndarray, directions: np.ndarray, operators: np.
         angles = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         spread[members] = angles[:, angles.sum(axis=0).argmin()]
     return spread
+
+
+def class_shift_errors(found: np.ndarray, psi: np.ndarray, found_origins: np.ndarray, true_origins: np.ndarray) -> np.ndarray:
+    """Length of found − true origins (Å, [n]) in 2D classes, after the offset of each class average is taken off.
+
+    found: class labels [n]; psi: found in-plane angles [n], degrees; origins [n, 2], Å. An average whose particle sits at d shows it, in
+    an image turned by psi, R(psi) d further on; d is the median over the class, which one particle alone always fits.
+    """
+    angle, (x, y) = np.radians(psi), (found_origins - true_origins).T
+    in_class = np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], axis=1)
+    for label in np.unique(found):
+        members = found == label
+        in_class[members] -= np.median(in_class[members], axis=0)
+    return np.linalg.norm(in_class, axis=1)

@@ -1,4 +1,4 @@
-"""How near a map is to the true one."""
+"""How near a map is to the true one, and two maps to each other."""
 
 from __future__ import annotations
 
@@ -50,3 +50,14 @@ def map_fsc_to_truth(
     curve = fsc(alignment.apply(truth) * sphere, density * sphere)
     shell = resolution_shell(curve, threshold)
     return MapScore(curve, shell, shell_to_resolution(shell, size, pixel_size), alignment.mirrored, alignment, radius, edge)
+
+
+def fsc_in_sphere(first: torch.Tensor, second: torch.Tensor, pixel_size: float, *, radius: float, edge: float = 10.0) -> torch.Tensor:
+    """FSC [shells] of two maps [N, N, N] that lie on each other, inside a sphere of `radius` Å with a soft edge of `edge` Å."""
+    sphere = soft_sphere(first.shape[-1], radius / pixel_size, edge / pixel_size, first.device)
+    return fsc(first * sphere, second * sphere)
+
+
+def fsc_area(curve: torch.Tensor) -> float:
+    """Mean of an FSC [shells] over its shells from 1 on: the area under it as a share of a perfect map's, 1 at most."""
+    return float(curve[1:].double().mean())

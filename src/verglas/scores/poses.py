@@ -39,7 +39,7 @@ class PoseErrors:
     offset: torch.Tensor | None = None
 
     def summary(self) -> dict[str, float]:
-        """Median, mean and 90 % of the pose errors in degrees, the part within 10 degrees, and the shifts' median and rms in Å."""
+        """Median, mean and 90 % of the pose errors in degrees, the part within 10 degrees; the shifts' median, 90 % and rms in Å."""
         quantile = torch.quantile(self.degrees, torch.tensor([0.5, 0.9], dtype=torch.float64))
         figures = {
             "pose_median": float(quantile[0]),
@@ -51,7 +51,11 @@ class PoseErrors:
             "mirrored": float(self.mirrored),
         }
         if self.shift is not None:
-            figures |= {"shift_median": float(self.shift.median()), "shift_rms": float(self.shift.square().mean().sqrt())}
+            figures |= {
+                "shift_median": float(self.shift.median()),
+                "shift_90": float(torch.quantile(self.shift, 0.9)),
+                "shift_rms": float(self.shift.square().mean().sqrt()),
+            }
         return figures
 
 
