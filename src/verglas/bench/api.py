@@ -20,13 +20,27 @@ from verglas.records.record import FAIL, QUEUED, read_record
 from verglas.records.table import RUNNING, current_verdict
 
 
-def run_bench(recipe: str, *, tier: str, repeat: int, out: Path, settings: dict[str, str], as_json: bool = False) -> int:
+def run_bench(
+    recipe: str,
+    *,
+    tier: str,
+    repeat: int,
+    out: Path,
+    settings: dict[str, str],
+    as_json: bool = False,
+    engine: str | None = None,
+    ranks: int | None = None,
+) -> int:
     """Run the benchmark; 0 when every run ended, every job passed and every measurement is in range, else 1.
 
-    Raises InputError, before any work, for a tier or a recipe that doesn't exist, and for settings that the recipe doesn't take.
+    With `engine` "relion" the RELION on the PATH refines, on `ranks` MPI ranks; its projects lie beside ours, on the same data.
+    Raises InputError, before any work, for a tier, a recipe or an engine that doesn't exist, and for settings that the recipe
+    doesn't take.
     """
     from verglas.bench.variables import TIERS
     from verglas.workflow.recipe import load_recipe
+
+    by = _engine_words(engine, ranks)
 
     if tier not in TIERS:
         raise InputError("--tier", f"{tier!r} is not a tier", f"Known: {', '.join(TIERS)}")
@@ -38,13 +52,29 @@ def run_bench(recipe: str, *, tier: str, repeat: int, out: Path, settings: dict[
     code = _verglas(["simulate", "--tier", tier, "--out", simulation.name], out, say)
     if code:
         return code
-    projects = [out / f"run{number}" for number in range(1, repeat + 1)]
-    codes = [_run(recipe, tier, project, simulation, {"seed": str(n), **settings}, say) for n, project in enumerate(projects, start=1)]
-    return _tell(recipe, tier, projects, simulation, codes, out, as_json)
+    projects = [out / f"{'relion' if by else 'run'}{number}" for number in range(1, repeat + 1)]
+    codes = [_run(recipe, tier, project, simulation, {"seed": str(n), **settings}, say, by) for n, project in enumerate(projects, start=1)]
+    title = f"{recipe}, {tier} tier" + (", refined by RELION" if by else "")
+    report = out / ("report_relion.html" if by else "report.html")
+    return _tell(title, projects, simulation, codes, report, as_json)
 
 
-def _run(recipe: str, tier: str, project: Path, simulation: Path, settings: dict[str, str], say: TextIO) -> int:
-    """One repeat in its own project, which reaches the data through links."""
+def _engine_words(engine: str | None, ranks: int | None) -> list[str]:
+    """What `verglas run` is told of the engine. Raises InputError for one that isn't known, or isn't here."""
+    from verglas.relion.install import check_ranks, find_version
+    from verglas.relion.programs import program_of
+    from verglas.workflow.request import check_engine
+
+    if check_engine(engine, ranks) == "verglas":
+        return []
+    program = program_of("Refine3D")
+    find_version(program)
+    check_ranks(program, ranks)
+    return ["--engine", "relion", *([] if ranks is None else ["--ranks", str(ranks)])]
+
+
+def _run(recipe: str, tier: str, project: Path, simulation: Path, settings: dict[str, str], say: TextIO, by: Sequence[str] = ()) -> int:
+    """One repeat in its own project, which reaches the data through links. `by`: the engine, for `verglas run`."""
     from verglas.bench.variables import recipe_variables
 
     project.mkdir(exist_ok=True)
@@ -54,7 +84,8 @@ def _run(recipe: str, tier: str, project: Path, simulation: Path, settings: dict
         if not (project / name).is_symlink():
             (project / name).symlink_to(os.path.relpath(simulation / name, project))
     values = recipe_variables(simulation, tier) | settings
-    return _verglas(["run", recipe, *(word for name, value in values.items() for word in ("--set", f"{name}={value}"))], project, say)
+    words = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    return _verglas(["run", recipe, *words, *by], project, say)
 
 
 def _verglas(words: list[str], where: Path, say: TextIO) -> int:
@@ -63,7 +94,7 @@ def _verglas(words: list[str], where: Path, say: TextIO) -> int:
     return subprocess.run([sys.executable, "-m", "verglas", *words], cwd=where, stdout=say).returncode
 
 
-def _tell(recipe: str, tier: str, projects: Sequence[Path], simulation: Path, codes: list[int], out: Path, as_json: bool) -> int:
+def _tell(title: str, projects: Sequence[Path], simulation: Path, codes: list[int], page: Path, as_json: bool) -> int:
     from verglas.bench.repeats import HEADINGS as SPREAD_HEADINGS
     from verglas.bench.repeats import spread_over_repeats
     from verglas.bench.report import write_bench_report
@@ -77,7 +108,7 @@ def _tell(recipe: str, tier: str, projects: Sequence[Path], simulation: Path, co
     complete = [lines for lines in runs if lines]
     rows = table(complete)
     good = not any(codes) and all(line.passed for lines in runs for line in lines)
-    report = write_bench_report(out / "report.html", f"{recipe}, {tier} tier", projects, folders, simulation, rows)
+    report = write_bench_report(page, title, projects, folders, simulation, rows)
     if as_json:
         content = {"exit_codes": codes, "passed": good, "report": str(report), "measurements": [as_plain(lines) for lines in runs]}
         print(json.dumps(content | {"jobs": [render.as_plain(rows)["jobs"] for rows in jobs]}, indent=1))

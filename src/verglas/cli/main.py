@@ -28,6 +28,10 @@ verglas stats                            all jobs and their verdicts
 Exit codes: 0 PASS or done, 1 FAIL, 2 bad input, 3 stopped, 4 ran but nothing was checked.
 """,
 )
+Engine = Annotated[
+    Optional[str], typer.Option(metavar="NAME", help="verglas, or relion: it does the steps that it has a program for [default: verglas].")
+]
+Ranks = Annotated[Optional[int], typer.Option(min=1, metavar="N", help="MPI ranks of RELION [default: 3 for Refine3D, else 1].")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _ANYTHING_AFTER = {"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
 
@@ -90,6 +94,7 @@ def job(
     verglas job
     verglas job MaskCreate --help
     verglas job Class2D --particles particles.star --classes 50 --mask-diameter 120 --out DIR
+    verglas job Refine3D --particles particles.star --reference map.mrc --mask-diameter 150 --engine relion --ranks 3 --out DIR
     verglas job Class2D --particles particles.star --threads 8 --submit relion_qsub.sh --queue gpu --extra1 24:00:00
     """
     from verglas.cli.job import list_types, run_command
@@ -105,6 +110,8 @@ def run(
     until: Annotated[Optional[str], typer.Option(metavar="STEP", help="Stop after this step.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be done.")] = False,
     threads: Annotated[Optional[int], typer.Option(min=1, metavar="N", help="CPU threads of steps that name none.")] = None,
+    engine: Engine = None,
+    ranks: Ranks = None,
     submit: Annotated[Optional[str], typer.Option(metavar="TEMPLATE", help="Hand each step to a cluster's queue by this script.")] = None,
     submit_with: Annotated[Optional[str], typer.Option(metavar="COMMAND", help="What to submit with [default: sbatch].")] = None,
     queue: Annotated[Optional[str], typer.Option(metavar="NAME", help="For XXXqueueXXX; --extra1 VALUE for XXXextra1XXX, …")] = None,
@@ -117,14 +124,16 @@ def run(
     verglas run aldolase --set movies="movies/*.tif" --set pixel_size=0.56
     verglas run my_recipe.toml --plan
     verglas run aldolase --set class2d.classes=50 --until class2d
+    verglas run aldolase --engine relion --ranks 5 --threads 4
     verglas run aldolase --threads 8 --submit relion_qsub.sh --queue gpu --extra1 24:00:00
     """
-    from verglas.cli.run import run_command, take_words
+    from verglas.cli.run import run_command, take_words, to_engine_of_run
     from verglas.cli.submission import to_cluster
 
     name, extras = take_words([recipe, *context.args])
     cluster = to_cluster(submit, submit_with, queue, queue_ask, extras)
-    raise typer.Exit(run_command(name, set_ or [], until=until, plan=plan, as_json=json, cluster=cluster, threads=threads))
+    by = to_engine_of_run(engine, ranks)
+    raise typer.Exit(run_command(name, set_ or [], until=until, plan=plan, as_json=json, cluster=cluster, threads=threads, engine=by))
 
 
 @app.command()
@@ -245,6 +254,8 @@ def bench(
     repeat: Annotated[int, typer.Option(min=1, help="Runs, for the spread.")] = 1,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for data, projects and report.")] = Path("bench"),
     set_: Annotated[Optional[list[str]], typer.Option("--set", metavar="NAME=VALUE", help="A variable, or step.parameter.")] = None,
+    engine: Engine = None,
+    ranks: Ranks = None,
     json: Json = False,
 ) -> None:
     """Simulate, run, score against the truth; prints both tables and writes report.html.
@@ -252,8 +263,10 @@ def bench(
     \b
     verglas bench aldolase --tier tiny
     verglas bench aldolase --tier tiny --repeat 3 --out bench
+    verglas bench aldolase --tier tiny --engine relion
     """
     from verglas.bench.api import run_bench
     from verglas.cli.run import settings_of
 
-    raise typer.Exit(run_bench(recipe, tier=tier, repeat=repeat, out=out, settings=settings_of(set_ or []), as_json=json))
+    settings = settings_of(set_ or [])
+    raise typer.Exit(run_bench(recipe, tier=tier, repeat=repeat, out=out, settings=settings, as_json=json, engine=engine, ranks=ranks))

@@ -11,7 +11,7 @@ from verglas.cli.fields import Parser, given, info_flag, to_model
 from verglas.cli.submission import SUBMIT_OPTIONS, take_extras
 from verglas.errors import InputError
 from verglas.jobs.declaration import InputSpec, JobType
-from verglas.workflow.request import JobRequest, files_of, option, with_relion
+from verglas.workflow.request import JobRequest, check_engine, files_of, option, with_relion
 
 ENGINE_OPTIONS = {
     "engine": ("verglas|relion", "Who does the work: ours, or the RELION 3.1 on the PATH for types that it has a program for"),
@@ -84,16 +84,6 @@ def to_engine(request: JobRequest, engine: str | None, ranks: int | None, extra:
         return request
     request.check_inputs()
     return with_relion(request, ranks, extra or "")
-
-
-def check_engine(engine: str | None, ranks: int | None, extra: str | None) -> str:
-    """The engine's name. Raises InputError for one that nobody knows, and for RELION's options without it."""
-    if engine not in (None, "verglas", "relion"):
-        raise InputError("--engine", f"{engine!r} is not known", "Give verglas or relion")
-    for name, value in (("--ranks", ranks), ("--relion-args", extra)):
-        if value is not None and engine != "relion":
-            raise InputError(name, "is for RELION", "Add --engine relion")
-    return engine or "verglas"
 
 
 def to_ranks(text: str | None) -> int | None:

@@ -11,6 +11,7 @@ from verglas.errors import InputError
 
 if TYPE_CHECKING:
     from verglas.workflow.cluster import Cluster
+    from verglas.workflow.steps import Engine
 
 
 def take_words(words: list[str]) -> tuple[str, dict[str, str]]:
@@ -32,23 +33,25 @@ def run_command(
     until: str | None = None,
     cluster: Cluster | None = None,
     threads: int | None = None,
+    engine: Engine | None = None,
 ) -> int:
     """Run or plan a recipe, or a part of it; the exit code of the step that failed, else 0."""
     from verglas.records.table import ending
     from verglas.workflow.recipe import load_recipe
     from verglas.workflow.screen import Screen
-    from verglas.workflow.steps import run_recipe
+    from verglas.workflow.steps import Engine, run_recipe
 
     recipe = load_recipe(name, settings_of(settings))
     recipe = recipe.until(until) if until else recipe
     screen = Screen(sys.stderr if as_json else sys.stdout)
     told: list[dict[str, Any]] = []
     code = 0
-    for result in run_recipe(recipe, screen, plan=plan, cluster=cluster, threads=threads):
+    for result in run_recipe(recipe, screen, plan=plan, cluster=cluster, threads=threads, engine=engine or Engine()):
         code = result.exit_code if result.what == "failed" else code
         verdict = result.record.verdict if result.record else None
         folder = str(result.folder or "")
-        told.append({"step": result.step.name, "job": result.step.job, "what": result.what, "folder": folder, "verdict": verdict})
+        facts = {"folder": folder, "verdict": verdict, "engine": result.record.engine if result.record else None}
+        told.append({"step": result.step.name, "job": result.step.job, "what": result.what, **facts})
         if result.what in ("done", "failed") and result.record and result.folder:
             screen.say(ending(result.record, result.folder))
         else:
@@ -56,6 +59,14 @@ def run_command(
     if as_json:
         print(json.dumps({"recipe": recipe.name, "steps": told, "exit_code": code}, indent=1))
     return code
+
+
+def to_engine_of_run(name: str | None, ranks: int | None) -> Engine:
+    """Who does the steps. Raises InputError for an engine that nobody knows."""
+    from verglas.workflow.request import check_engine
+    from verglas.workflow.steps import Engine
+
+    return Engine(check_engine(name, ranks), ranks)
 
 
 def settings_of(words: list[str]) -> dict[str, str]:

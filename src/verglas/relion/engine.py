@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from verglas.errors import VerglasError
+from verglas.errors import InputError, VerglasError
 from verglas.jobs.declaration import Items, Job, JobType, NodeType, OutputSpec
 from verglas.project.jobfiles import note
 from verglas.relion.command import REFERENCES, arguments, extra_options, going_on, value_of
@@ -52,6 +52,15 @@ def by_relion(
     threads = threads_of_each(number, params.threads) if program.threaded else 1
     relion = Relion(version, number, threads, tuple(words))
     return _as_relion_does_it(declared, program, relion, params), relion
+
+
+def why_not(declared: JobType, params: Any, inputs: Mapping[str, Any], extra: str = "") -> InputError | None:
+    """Why RELION cannot carry out this job, whether it is here or not; None where it can."""
+    try:
+        arguments(declared, params, inputs, Path("job"), threads=1, extra=extra_options(extra))
+    except InputError as error:
+        return error
+    return None
 
 
 def _as_relion_does_it(declared: JobType, program: Program, relion: Relion, params: Any) -> JobType:

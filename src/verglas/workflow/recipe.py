@@ -17,8 +17,10 @@
     params.classes = "{wanted}"
 
 `{step.output}` is a file that another step declares, `{step.metric}` a number measured from its files. A step whose `when` is false isn't
-done, and stands for nothing in `{a.x or b.x}`. `base = "aldolase"` takes another recipe's variables and steps, of which what is given
-here replaces the like: a recipe for other data is often no more than its variables. Everything is checked before any work.
+done, and stands for nothing in `{a.x or b.x}`. A step with `engine = "verglas"` is done by ours also where RELION does the others, and
+`relion_args` are options that RELION gets beside the parameters. `base = "aldolase"` takes another recipe's variables and steps, of
+which what is given here replaces the like: a recipe for other data is often no more than its variables. Everything is checked before
+any work.
 """
 
 from __future__ import annotations
@@ -32,13 +34,14 @@ from typing import Any
 from verglas.errors import InputError
 from verglas.workflow.expression import references
 
-_STEP_KEYS = {"job", "inputs", "params", "alias", "when", "description"}
+_OF_ENGINE = {"engine", "relion_args"}
+_STEP_KEYS = {"job", "inputs", "params", "alias", "when", "description", *_OF_ENGINE}
 _RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step; its values may hold references."""
+    """One step; its values may hold references. `engine` is None where the step leaves it to the run."""
 
     name: str
     job: str
@@ -46,6 +49,8 @@ class Step:
     params: dict[str, Any] = field(default_factory=dict)
     alias: str | None = None
     when: Any = True
+    engine: str | None = None
+    relion_args: str = ""
 
     def values(self) -> list[tuple[str, Any]]:
         """Every value with its place in the step."""
@@ -148,7 +153,17 @@ def _step(path: Path, name: str, table: Any) -> Step:
     inputs, params = table.get("inputs", {}), table.get("params", {})
     _known(set(inputs), {spec.name for spec in declared.inputs}, where, f"input of {declared.name}")
     _known(set(params), set(declared.params.model_fields), where, f"parameter of {declared.name}")
-    return Step(name, table["job"], inputs, params, table.get("alias", name), table.get("when", True))
+    by = {key: _engine_entry(where, key, table[key]) for key in sorted(_OF_ENGINE & set(table))}
+    alias, when = table.get("alias", name), table.get("when", True)
+    return Step(name, table["job"], inputs, params, alias, when, by.get("engine"), by.get("relion_args", ""))
+
+
+def _engine_entry(where: str, key: str, value: Any) -> str:
+    if key == "engine":
+        _known({str(value)}, {"verglas", "relion"}, where, "engine")
+    if not isinstance(value, str):
+        raise InputError(where, f"{key}: found {value!r}, expected a text")
+    return value
 
 
 def _set(path: Path, variables: dict[str, Any], steps: dict[str, Step], key: str, text: str) -> None:
@@ -159,6 +174,10 @@ def _set(path: Path, variables: dict[str, Any], steps: dict[str, Step], key: str
         variables[key] = _like(variables[key], text, key)
         return
     _known({step}, set(steps), f"--set {key}", "step of the recipe")
+    if param in _OF_ENGINE:
+        value = _engine_entry(f"--set {key}", param, text)
+        steps[step] = replace(steps[step], engine=value) if param == "engine" else replace(steps[step], relion_args=value)
+        return
     from verglas.jobs.registry import job_type
 
     declared = job_type(steps[step].job)

@@ -74,6 +74,16 @@ class JobRequest:
                 raise InputError(option(spec.name), f"{path} is not there", f"Paths are relative to {Path.cwd()}")
 
 
+def check_engine(engine: str | None, ranks: int | None = None, relion_args: str | None = None) -> str:
+    """The engine's name, ours by default. Raises InputError for one that nobody knows, and for RELION's options without it."""
+    if engine not in (None, "verglas", "relion"):
+        raise InputError("--engine", f"{engine!r} is not known", "Give verglas or relion")
+    for name, value in (("--ranks", ranks), ("--relion-args", relion_args)):
+        if value is not None and engine != "relion":
+            raise InputError(name, "is for RELION", "Add --engine relion")
+    return engine or "verglas"
+
+
 def with_relion(request: JobRequest, ranks: int | None = None, extra: str = "") -> JobRequest:
     """The same job carried out by the RELION on the PATH, with so many MPI ranks (None: the fewest) and more options of RELION's own.
 

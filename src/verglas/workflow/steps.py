@@ -16,11 +16,13 @@ from verglas.records.lock import is_running
 from verglas.records.record import FAIL, Record
 from verglas.records.table import current_verdict
 from verglas.records.ticket import in_queue
+from verglas.relion.engine import why_not
+from verglas.relion.programs import PROGRAMS
 from verglas.workflow.cluster import Cluster, run_on_cluster, wait_for
 from verglas.workflow.expression import evaluate
 from verglas.workflow.folder import records_of
 from verglas.workflow.recipe import Recipe, Step
-from verglas.workflow.request import JobRequest, files_of, fingerprint, option
+from verglas.workflow.request import JobRequest, files_of, fingerprint, option, with_relion
 from verglas.workflow.runner import Outcome, describe, run_job
 from verglas.workflow.screen import Screen
 
@@ -36,12 +38,28 @@ class StepResult:
     exit_code: int = 0
 
 
+@dataclass(frozen=True)
+class Engine:
+    """Who does the steps: ours, or RELION those that it has a program for, on `ranks` MPI ranks (None: the fewest)."""
+
+    name: str = "verglas"
+    ranks: int | None = None
+
+
 def run_recipe(
-    recipe: Recipe, screen: Screen, *, plan: bool = False, cluster: Cluster | None = None, threads: int | None = None
+    recipe: Recipe,
+    screen: Screen,
+    *,
+    plan: bool = False,
+    cluster: Cluster | None = None,
+    threads: int | None = None,
+    engine: Engine = Engine(),
 ) -> Iterator[StepResult]:
     """Run the steps in order, here or each on `cluster`, yielding what became of each; the first that fails is the last.
 
     With `plan`, nothing runs: the steps that would are `planned`, as are all that depend on them. `threads` is for steps that name none.
+    With RELION as the engine, ours does the types that it has no program for, and a mask or a sharpening that it cannot express; a
+    refinement that it cannot express is an InputError.
     """
     project = Project.here()
     if project is None:
@@ -50,7 +68,7 @@ def run_recipe(
         preload()
     results: dict[str, StepResult] = {}
     for step in recipe.steps:
-        result = _Step(recipe, step, results, project, screen, cluster, threads).carry_out(plan)
+        result = _Step(recipe, step, results, project, screen, cluster, threads, engine).carry_out(plan)
         results[step.name] = result
         yield result
         if result.what == "failed":
@@ -76,6 +94,7 @@ class _Step:
     screen: Screen
     cluster: Cluster | None
     threads: int | None
+    engine: Engine
 
     @property
     def where(self) -> str:
@@ -121,7 +140,20 @@ class _Step:
             given = evaluate(value, self._look_up, f"{self.where}, inputs.{name}")
             inputs[name] = _paths(declared, name, given)
         name = f"{self.recipe.name}/{self.step.name}"
-        return JobRequest(declared, self._checked(declared, params), inputs, alias=self.step.alias, step=name)
+        return self._for_engine(JobRequest(declared, self._checked(declared, params), inputs, alias=self.step.alias, step=name))
+
+    def _for_engine(self, request: JobRequest) -> JobRequest:
+        """The request for RELION, where the step or the run asks for it and it has a program for such jobs."""
+        wanted, job = self.step.engine or self.engine.name, self.step.job
+        if wanted == "verglas" or (job not in PROGRAMS and self.step.engine is None):
+            return request
+        reason = why_not(request.declared, request.params, request.inputs, self.step.relion_args)
+        if reason is not None and self.step.engine is None and not PROGRAMS[job].iterates:
+            self.screen.say(f"── {self.step.name}: by our engine, as RELION cannot: {reason}")
+            return request
+        if reason is not None:
+            raise InputError(self.where, str(reason), 'Give the step engine = "verglas" to have it done by ours')
+        return with_relion(request, self.engine.ranks if PROGRAMS[job].parallel else None, self.step.relion_args)
 
     def _checked(self, declared: JobType, values: dict[str, Any]) -> Any:
         from pydantic import ValidationError
