@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from verglas.compute.ranks import Ranks
 from verglas.errors import JobAborted
 from verglas.jobs.declaration import Items, JobType
 
@@ -19,6 +20,7 @@ class PlainJob:
 
     def __init__(self, params: Any, inputs: dict[str, Any], out: Path, stop_after: int | None = None) -> None:
         self.params, self.inputs, self.out = params, inputs, out
+        self.ranks = Ranks()
         self.record: dict[str, Any] = {}
         self.said: list[str] = []
         self.warned: list[str] = []

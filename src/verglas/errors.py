@@ -3,6 +3,7 @@
 VerglasError
 ├── InputError          the user's files or parameters cannot be used; raised before work starts where possible
 │   └── FileFormatError a file is not what its name or its neighbours say
+├── RankLost            one of the processes that share a job is gone, or does not answer
 ├── ItemError           one item (movie, micrograph, particle) of many is bad: it is skipped, named and counted
 └── JobAborted          the user asked the job to stop (Ctrl-C, RELION_JOB_ABORT_NOW)
 """
@@ -24,6 +25,10 @@ class InputError(VerglasError):
 
 class FileFormatError(InputError):
     """A file that cannot be read as what it claims to be."""
+
+
+class RankLost(VerglasError):
+    """One of the processes that share a job is gone or does not answer, so the others cannot go on."""
 
 
 class ItemError(VerglasError):

@@ -37,10 +37,12 @@ def run_command(
 ) -> int:
     """Run or plan a recipe, or a part of it; the exit code of the step that failed, else 0."""
     from verglas.records.table import ending
+    from verglas.workflow.ranks import refuse_many
     from verglas.workflow.recipe import load_recipe
     from verglas.workflow.screen import Screen
     from verglas.workflow.steps import Engine, run_recipe
 
+    refuse_many("verglas run")
     recipe = load_recipe(name, settings_of(settings))
     recipe = recipe.until(until) if until else recipe
     screen = Screen(sys.stderr if as_json else sys.stdout)

@@ -9,13 +9,22 @@ import torch
 _SHARE_OF_FREE = 0.5  # the rest is for the file cache, the allocator's slack and other processes
 
 
+_sharing = 1
+
+
+def share_memory(processes: int) -> None:
+    """Let this process take its part only of the host's free memory, which so many processes like it share."""
+    global _sharing
+    _sharing = processes
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that can be allocated now on `device`: on a CPU the smaller of the system's and the cgroup's free memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free) + int(cached)
-    return min(_system_available(), _cgroup_available())
+    return min(_system_available(), _cgroup_available()) // _sharing
 
 
 def batch_size(bytes_per_item: int, device: torch.device, *, at_most: int, reserved: int = 0) -> int:

@@ -68,12 +68,13 @@ def run(job: Job) -> Items:
         assignments = from_particles(ready.particles, len(seen.micrographs), device=seen.device)
         assignments.matrices[:] = torch.eye(3, device=seen.device)
         rows = torch.arange(len(seen), device=seen.device)
-        references = random_averages(seen, rows, assignments, params.classes, params.random_seed)
+        references = random_averages(seen, rows, assignments, params.classes, params.random_seed, job.ranks)
         return first_state(seen, assignments, references, settings)
 
-    state = iterate(job, output, lambda begin: classify(seen, begin, settings), start, params.iterations)
-    say_empty_classes(job, state)
-    _draw(job, state.history, params)
+    state = iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, params.iterations)
+    if job.ranks.first:
+        say_empty_classes(job, state)
+        _draw(job, state.history, params)
     return ready.items
 
 
@@ -150,6 +151,7 @@ JOB = JobType(
     examples="""
     verglas job Class2D --particles Extract/job005/particles.star --classes 50 --mask-diameter 120
     verglas job Class2D --particles particles.star --classes 10 --iterations 15 --mask-diameter 150 --psi-step 12 --out DIR
+    torchrun --nproc-per-node 4 -m verglas job Class2D --particles particles.star --classes 50 --mask-diameter 120
     """,
     params=Params,
     inputs=(InputSpec("particles", NodeType.PARTICLES, "Particles to sort", flag="--i"),),
@@ -160,4 +162,5 @@ JOB = JobType(
     validate=validate,
     clean=clean,
     describe=lambda m: f"{m['classes_occupied']} classes, best {m['best_resolution']:.1f} Å",
+    on_ranks=True,
 )

@@ -97,7 +97,8 @@ def run(job: Job) -> Items:
         ready = prepare(job, 2 * params.classes)
         references = [read_reference(path, ready.seen) for path in job.inputs["reference"]]
         mask = read_mask(job.inputs["mask"], ready.seen)
-    check_symmetry(job, references[0], params.symmetry)
+    if job.ranks.first:
+        check_symmetry(job, references[0], params.symmetry)
     settings = engine_settings(
         params,
         ready.device,
@@ -117,12 +118,13 @@ def run(job: Job) -> Items:
     state = iterate(
         job,
         output,
-        lambda begin: classify(ready.seen, begin, settings, mask),
+        lambda begin: classify(ready.seen, begin, settings, mask, job.ranks),
         lambda: _start(ready, references, settings),
         params.iterations,
     )
-    say_empty_classes(job, state)
-    _draw(job, state)
+    if job.ranks.first:
+        say_empty_classes(job, state)
+        _draw(job, state)
     return ready.items
 
 
@@ -209,6 +211,7 @@ JOB = JobType(
     verglas job Class3D --particles Extract/job012/particles.star --reference Refine3D/job011/run_class001.mrc \\
         --classes 4 --symmetry D2 --mask-diameter 150 --limit-resolution 7
     verglas job Class3D --particles run_data.star --reference run_class001.mrc --classes 3 --skip-align --mask-diameter 150 --out DIR
+    torchrun --nproc-per-node 4 -m verglas job Class3D --particles run_data.star --reference run_class001.mrc --mask-diameter 150
     """,
     params=Params,
     inputs=(
@@ -223,4 +226,5 @@ JOB = JobType(
     validate=validate,
     clean=clean,
     describe=lambda m: f"{m['classes_occupied']} classes, largest {m['largest_class']:.0%}, best {m['best_resolution']:.1f} Å",
+    on_ranks=True,
 )

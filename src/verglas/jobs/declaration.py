@@ -16,9 +16,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from verglas.compute.ranks import Ranks
 
 Metrics = dict[str, float | int | str | None]
 
@@ -138,6 +141,10 @@ class Job(Protocol):
     out: Path  # the job's folder; exists
     record: dict[str, Any]  # extra facts for record.json, such as the numerical path taken
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the job: all of them run it, the first alone writes. One for types that are not `on_ranks`."""
+
     def progress(self, what: str, total: int) -> AbstractContextManager[ProgressBar]:
         """Show progress over `total` items: `with job.progress("movies", len(movies)) as bar: bar.advance()`. 0: no one knows how many."""
 
@@ -185,3 +192,4 @@ class JobType:
     validate: Callable[[Job], None] = no_validation
     clean: Callable[[Path], Iterator[Path]] = nothing_to_clean
     describe: Callable[[Metrics], str] = lambda metrics: ""  # the notes column of the job table
+    on_ranks: bool = False  # whether torchrun, srun or mpirun may start it as many processes that share the work

@@ -10,7 +10,7 @@ from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
 from verglas.jobs.initialmodel_files import stem, write_particles_of, write_starts, write_state
 from verglas.jobs.initialmodel_starts import Start, agreement, largest_class, run_start, symmetrised_start
-from verglas.jobs.refinement import check_one_grid
+from verglas.jobs.refinement import check_one_grid, check_ranks, take_device
 
 if TYPE_CHECKING:
     from verglas.particles import ParticleSet
@@ -90,14 +90,12 @@ def run(job: Job) -> Items:
     """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; write."""
     import torch
 
-    from verglas.compute.device import choose_device, describe_device, use_threads
     from verglas.refine.observations import Observations
 
-    params, device = job.params, choose_device(job.params.device)
-    use_threads(params.threads)
-    job.record["device"] = describe_device(device)
+    params, device = job.params, take_device(job)
     with job.phase("read"):
         particles, source, items = _usable_particles(job)
+        check_ranks(job, len(particles))
         seen = Observations(
             particles,
             source,
@@ -109,14 +107,15 @@ def run(job: Job) -> Items:
     with job.phase("compute"):
         starts = [run_start(job, seen, number) for number in range(params.starts)]
         best = max(starts, key=lambda start: start.gain)
-        agreed = [agreement(start, best) for start in starts]
+        agreed = [agreement(start, best) for start in starts] if job.ranks.first else []
         if params.do_run_C1:
             best = symmetrised_start(job, best, last_iteration(params))
         rows = torch.arange(len(particles))
         found = best.model.assign(best.state)
-    with job.phase("write"):
-        _write(job, best, starts, agreed)
-        write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, rows, found)
+    if job.ranks.first:
+        with job.phase("write"):
+            _write(job, best, starts, agreed)
+            write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, rows, found)
     return items
 
 
@@ -138,7 +137,7 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
         items.skipped += len(everything) - most
         items.notes["not_drawn"] = len(everything) - most
     particles = everything.subset(rows)
-    bad = unusable(StackImages(particles))
+    bad = unusable(StackImages(particles), job.ranks)
     for row, reason in bad.items():
         items.fail(str(particles.column("image_name")[row]), reason)
     particles = particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad))).without_unused_optics()
@@ -230,6 +229,7 @@ JOB = JobType(
     verglas job InitialModel --particles Select/job010/particles.star --mask-diameter 140 --symmetry D2
     verglas job InitialModel --particles particles.star --mask-diameter 180 --symmetry O --do-run-C1 --starts 3
     verglas job InitialModel --particles particles.star --mask-diameter 140 --classes 3 --out first
+    torchrun --nproc-per-node 4 -m verglas job InitialModel --particles particles.star --mask-diameter 140 --symmetry D2
     """,
     params=Params,
     inputs=(InputSpec("particles", NodeType.PARTICLES, "Particles, best after 2D classification", flag="--i"),),
@@ -240,4 +240,5 @@ JOB = JobType(
     validate=validate,
     clean=clean,
     describe=describe,
+    on_ranks=True,
 )

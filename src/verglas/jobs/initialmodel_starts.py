@@ -31,10 +31,10 @@ def run_start(job: Job, seen: Observations, number: int) -> Start:
     """All iterations of one start, from the last that is written whole."""
     from verglas.refine.initial_model import InitialModel, spherical
 
-    model = InitialModel(seen, settings_of(job.params, number))
+    model, first = InitialModel(seen, settings_of(job.params, number), job.ranks), job.ranks.first
     folder = job.out / f"start{number + 1}"
     state = model.start()
-    written = last_state(folder, model, state)
+    written = job.ranks.told(lambda: last_state(folder, model, state))
     if written is not None:
         job.say(f"start {number + 1}: going on from iteration {written.iteration}")
         state = written
@@ -44,7 +44,7 @@ def run_start(job: Job, seen: Observations, number: int) -> Start:
             job.check_stop()
             state = model.step(state)
             bar.advance()
-            if state.iteration % job.params.write_every == 0 or state.iteration == job.params.iterations:
+            if first and (state.iteration % job.params.write_every == 0 or state.iteration == job.params.iterations):
                 write_state(folder, state, model)
     rows = model.sample(_JUDGED)
     gain, sphere = model.mean_log_likelihood(state, rows), model.mean_log_likelihood(spherical(state), rows)
@@ -82,26 +82,33 @@ def symmetrised_start(job: Job, start: Start, last_iteration: int) -> Start:
     """The maps of a start in C1 turned to the axes of the wanted group, and iterated under it."""
     from dataclasses import replace
 
-    import torch
-
-    from verglas.refine.initial_model import InitialModel, State
-    from verglas.volume.axes import find_axes
-    from verglas.volume.symmetry import symmetrise_map
+    from verglas.refine.initial_model import InitialModel
 
     model, seen, group = start.model, start.model.seen, job.params.symmetry
     radius, shell = job.params.mask_diameter / 2 / seen.pixel_size, model.stage(job.params.iterations).shell
-    maps = []
+    model = InitialModel(seen, replace(model.settings, symmetry=group), job.ranks)
+    state = job.ranks.told(lambda: _turned(job, start, radius, shell))
+    while state.iteration < last_iteration:
+        job.check_stop()
+        state = model.step(state)
+    return Start(model, state, start.gain, start.spherical)
+
+
+def _turned(job: Job, start: Start, radius: float, shell: int) -> State:
+    """The state of a start whose maps are turned to their symmetry's axes and averaged over it; `radius` in pixels."""
+    import torch
+
+    from verglas.refine.initial_model import State
+    from verglas.volume.axes import find_axes
+    from verglas.volume.symmetry import symmetrise_map
+
+    group, maps = job.params.symmetry, []
     for number, density in enumerate(start.state.maps.cpu(), start=1):
         found = find_axes(density, group, radius=radius, max_shell=shell)
         job.say(f"class {number}: axes of {group} found with a mean self-correlation of {found.correlation:.2f}")
         job.record[f"axes_correlation_class{number}"] = found.correlation
         maps.append(symmetrise_map(found.apply(density), group).to(start.state.maps))
-    model = InitialModel(seen, replace(model.settings, symmetry=group))
-    state = State(start.state.iteration, torch.stack(maps), start.state.shares)
-    while state.iteration < last_iteration:
-        job.check_stop()
-        state = model.step(state)
-    return Start(model, state, start.gain, start.spherical)
+    return State(start.state.iteration, torch.stack(maps), start.state.shares)
 
 
 def settings_of(params: Any, number: int) -> Settings:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from verglas.refine.state import State
 
 _PRELOAD_BYTES = 4 << 30
+_LEAST_OF_RANK = 10  # particles: then each rank has some of either half
 _MISFIT = 0.15  # of a reference to its symmetry: maps on their axes have a few hundredths
 
 
@@ -83,19 +84,42 @@ def check_one_grid(particles: ParticleSet, path: Path) -> None:
         raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
 
 
+def take_device(job: Job) -> torch.device:
+    """Where this rank computes; the record says it, and who shares the work."""
+    from collections import Counter
+
+    import torch
+
+    from verglas.compute.device import describe_device
+
+    ranks = job.ranks
+    device = ranks.settle(job.params.device, job.params.threads)
+    job.record["device"] = describe_device(device)
+    if ranks.size > 1:
+        shared = {"ranks": ranks.size, "ranks_per_host": Counter(ranks.hosts), "backend": ranks.backend}
+        job.record["ranks"] = {**shared, "threads": torch.get_num_threads()}
+    return device
+
+
+def check_ranks(job: Job, particles: int) -> None:
+    """Raise InputError for more ranks than the particles can be shared among, in two halves that may differ in size."""
+    if job.ranks.size > 1 and particles < _LEAST_OF_RANK * job.ranks.size:
+        problem = f"holds {particles} particles for {job.ranks.size} ranks"
+        raise InputError(job.inputs["particles"], problem, f"Start at most {max(1, particles // _LEAST_OF_RANK)} ranks")
+
+
 def prepare(job: Job, least: int) -> Prepared:
     """Read the particles, leave out and name those that would poison the rest, and make the engine's view of them."""
     import numpy as np
 
-    from verglas.compute.device import choose_device, describe_device, use_threads
-    from verglas.particles import StackImages
+    from verglas.particles import KeptImages, StackImages
     from verglas.refine.observations import Observations, unusable
 
-    params, device = job.params, choose_device(job.params.device)
-    use_threads(params.threads)
+    params, device = job.params, take_device(job)
     everything = check_particles(job, least)
+    check_ranks(job, len(everything))
     items = Items("particles", total=len(everything))
-    bad = unusable(StackImages(everything))
+    bad = unusable(StackImages(everything), job.ranks)
     for row, reason in bad.items():
         items.fail(str(everything.column("image_name")[row]), reason)
     kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()
@@ -110,14 +134,11 @@ def prepare(job: Job, least: int) -> Prepared:
     order[by_name] = np.arange(len(kept))
     particles = kept.subset(by_name)
     source: Any = StackImages(particles)
-    if 4 * len(source) * source.box**2 < _PRELOAD_BYTES:
-        source = source.preload()
+    preloaded = 4 * len(source) * source.box**2 < _PRELOAD_BYTES * job.ranks.size
+    if preloaded:
+        source = source.preload() if job.ranks.size == 1 else KeptImages(source)
     items.done = len(kept)
-    job.record |= {
-        "device": describe_device(device),
-        "coarse_precision": precision(params, device),
-        "preloaded": not isinstance(source, StackImages),
-    }
+    job.record |= {"coarse_precision": precision(params, device), "preloaded": preloaded}
     seen = Observations(
         particles,
         source,
@@ -197,13 +218,16 @@ def check_symmetry(job: Job, reference: torch.Tensor, symmetry: str) -> None:
 def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]], start: Callable[[], State], total: int | None) -> State:
     """The last of the states that `steps` makes; each is written and told. Goes on from the last complete iteration on disk.
 
-    `start` makes the state before the first iteration; `total` iterations are due, None where the data decide.
-    Stops between iterations when the user asks.
+    `start` makes the state before the first iteration (of many ranks, the first's counts); `total` iterations are due, None where the
+    data decide. Stops between iterations when the user asks. Of many ranks the first writes.
     """
-    state = output.last_state()
+    from verglas.refine.iteration import shared
+
+    first = job.ranks.first
+    state = shared(job.ranks, output.last_state() if first else None)
     if state is None:
         with job.phase("compute"):
-            state = start()
+            state = shared(job.ranks, start())
     else:
         job.say(f"going on after iteration {state.iteration}")
     running = steps(state)
@@ -215,10 +239,11 @@ def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]],
             if after is None:
                 return state
             state = after
-            with job.phase("write"):
-                if state.joined is None:
-                    output.write_iteration(state)
-            job.say(describe(state))
+            if first:
+                with job.phase("write"):
+                    if state.joined is None:
+                        output.write_iteration(state)
+                job.say(describe(state))
             bar.advance()
 
 

@@ -2,12 +2,13 @@
 
 from verglas.particles.ctf_parameters import beam_tilt, ctf_parameters, magnification
 from verglas.particles.files import read_micrographs, read_particles, write_micrographs, write_particles
-from verglas.particles.images import ArrayImages, ImageSource, StackImages
+from verglas.particles.images import ArrayImages, ImageSource, KeptImages, StackImages
 from verglas.particles.tables import Micrographs, OpticsGroups, ParticleSet, join
 
 __all__ = [
     "ArrayImages",
     "ImageSource",
+    "KeptImages",
     "Micrographs",
     "OpticsGroups",
     "ParticleSet",

@@ -75,6 +75,27 @@ class StackImages:
         return ArrayImages(self.read(np.arange(len(self))), self.pixel_size)
 
 
+class KeptImages:
+    """Images of another source, kept in memory from their first reading on: each rank of many keeps those that it works with."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source, self.box, self.pixel_size = source, source.box, source.pixel_size
+        self._images = torch.empty(len(source), self.box, self.box)  # the system gives memory for what is written only
+        self._kept = np.zeros(len(source), bool)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: np.ndarray) -> torch.Tensor:
+        """See `ImageSource.read`."""
+        indices = np.asarray(indices)
+        new = np.unique(indices[~self._kept[indices]])
+        if len(new):
+            self._images[torch.from_numpy(new)] = self._source.read(new)
+            self._kept[new] = True
+        return self._images[torch.from_numpy(indices)]
+
+
 def _locate(names: list[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
     """Distinct stacks, and for each image its stack and its index counted from 0."""
     stacks: dict[str, int] = {}

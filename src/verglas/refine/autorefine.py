@@ -11,10 +11,21 @@ from collections.abc import Iterator
 
 import torch
 
+from verglas.compute.ranks import ALONE, Ranks
 from verglas.refine.accuracy import expected_errors
 from verglas.refine.assignments import Assignments
-from verglas.refine.expectation import expect
-from verglas.refine.iteration import SHELLS_AHEAD, build_search, changes, copied, new_statistics, settle_strengths, take_in
+from verglas.refine.expectation import Found
+from verglas.refine.iteration import (
+    SHELLS_AHEAD,
+    build_search,
+    changes,
+    compare,
+    copied,
+    new_statistics,
+    settle_strengths,
+    shared,
+    take_in,
+)
 from verglas.refine.maximisation import flattened, half_map_fsc, joined_low, shell_weights, ssnr_of_fsc, tau2_of_ssnr
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Observations
@@ -32,14 +43,17 @@ _HIGH_FSC, _SHARP = 0.2, 0.1
 _LAST_BEYOND = 1.25  # the last iteration compares up to this many times the resolution's shell
 
 
-def refine(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None) -> Iterator[State]:
-    """Go on from `state` until it has converged; yields the state after each iteration, the last with `progress.finished`."""
+def refine(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None, ranks: Ranks = ALONE) -> Iterator[State]:
+    """Go on from `state` until it has converged; yields the state after each iteration, the last with `progress.finished`.
+
+    Each of the `ranks` compares its share of the particles; `mask` is needed by the first alone.
+    """
     while not state.progress.finished:
-        state = one_iteration(seen, state, settings, mask)
+        state = one_iteration(seen, state, settings, mask, ranks)
         yield state
 
 
-def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None) -> State:
+def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None, ranks: Ranks = ALONE) -> State:
     """The state after one more iteration; the last one, after convergence, joins the halves and sums to Nyquist."""
     limit, last = settings.shell_limit(seen.box, seen.pixel_size), state.progress.converged
     score_shell = _score_shell(state, limit, last)
@@ -52,21 +66,36 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
         correlation=state.iteration == 0 and not settings.absolute_greyscale,
     )
     before, state = state.assignments, copied(state)
-    sums = []
-    for half, model in enumerate(state.models):
-        rows = torch.nonzero(before.half == half)[:, 0]
-        part, found = expect(seen, rows, before, model, search)
-        take_in(state, rows, found, settings, before)
+    rows = [torch.nonzero(before.half == half)[:, 0] for half in range(len(state.models))]
+    parts = compare(ranks, seen, rows, before, state.models, search)
+    if ranks.first:
+        _maximise(state, rows, parts, before, seen, settings, mask, score_shell, last)
+        state.iteration += 1
+        _judge(state, before, seen, settings, search.symmetry, score_shell, last)
+        state.history.append(_figures(state, seen, score_shell))
+    return shared(ranks, state)
+
+
+def _maximise(
+    state: State,
+    rows: list[torch.Tensor],
+    parts: list[tuple[Sums, Found]],
+    before: Assignments,
+    seen: Observations,
+    settings: Settings,
+    mask: torch.Tensor | None,
+    score_shell: int,
+    last: bool,
+) -> None:
+    """Take in what was found, and make statistics and maps of it."""
+    for own, model, (part, found) in zip(rows, state.models, parts):
+        take_in(state, own, found, settings, before)
         new_statistics(model, part, seen, settings)
-        sums.append(part)
+    sums = [part for part, _ in parts]
     settle_strengths(state.assignments, sums, settings)
     _reconstruct_halves(state, sums, seen, settings, mask, score_shell)
     if last:
         _join(state, sums, settings, mask, settings.mask_diameter / seen.pixel_size)
-    state.iteration += 1
-    _judge(state, before, seen, settings, search.symmetry, score_shell, last)
-    state.history.append(_figures(state, seen, score_shell))
-    return state
 
 
 def _score_shell(state: State, limit: int, last: bool) -> int:

@@ -10,8 +10,19 @@ from collections.abc import Iterator
 
 import torch
 
-from verglas.refine.expectation import expect
-from verglas.refine.iteration import SHELLS_AHEAD, build_search, changes, copied, draw, new_statistics, settle_strengths, take_in
+from verglas.compute.ranks import ALONE, Ranks
+from verglas.refine.iteration import (
+    SHELLS_AHEAD,
+    build_search,
+    changes,
+    compare,
+    copied,
+    draw,
+    new_statistics,
+    settle_strengths,
+    shared,
+    take_in,
+)
 from verglas.refine.maximisation import class_map, flattened, noise_free_power, shell_weights
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Observations
@@ -24,17 +35,20 @@ _EMPTY = 0.1  # share of a class, in even shares, below which it counts as empty
 _SEED_SSNR = 0.5  # largest SSNR that a shell beyond the prior may be given to start from
 
 
-def classify(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None) -> Iterator[State]:
+def classify(
+    seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None, ranks: Ranks = ALONE
+) -> Iterator[State]:
     """Go on from `state`; yields the state after each iteration, `settings.iterations` in all.
 
-    mask: map (or image) that the references are multiplied by; a soft sphere of the particle's diameter where not given.
+    mask: map (or image) that the references are multiplied by; a soft sphere of the particle's diameter where not given; needed by
+    the first of the `ranks` alone, of which each compares its share of the particles.
     """
     while state.iteration < settings.iterations:
-        state = one_iteration(seen, state, settings, mask)
+        state = one_iteration(seen, state, settings, mask, ranks)
         yield state
 
 
-def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None) -> State:
+def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None, ranks: Ranks = ALONE) -> State:
     """The state after one more iteration; `state` itself is left as it is."""
     first = state.iteration == 0
     correlation = first and settings.dims == 3 and not settings.absolute_greyscale and settings.align
@@ -45,16 +59,16 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     bound = _only_class(state, settings)
     if state.iteration < settings.iterations // 3:
         model.class_weight = torch.full_like(model.class_weight, 1 / settings.classes)  # no class is favoured before it shows something
-    sums, found = expect(seen, rows, before, model, search, only_class=bound)
-    take_in(state, rows, found, settings, before)
-    settle_strengths(state.assignments, [sums], settings)
-    _maximise(state, model, sums, seen, settings, mask, fresh=correlation)
-    progress = state.progress
-    progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)
-    state.iteration += 1
-    progress.finished = state.iteration >= settings.iterations
-    state.history.append(_figures(state, seen, int(search.score.shell.max())))
-    return state
+    for sums, found in compare(ranks, seen, [rows], before, [model], search, bound):
+        take_in(state, rows, found, settings, before)
+        settle_strengths(state.assignments, [sums], settings)
+        _maximise(state, model, sums, seen, settings, mask, fresh=correlation)
+        progress = state.progress
+        progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)
+        state.iteration += 1
+        progress.finished = state.iteration >= settings.iterations
+        state.history.append(_figures(state, seen, int(search.score.shell.max())))
+    return shared(ranks, state)
 
 
 def _maximise(

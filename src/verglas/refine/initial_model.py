@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from verglas.compute.ranks import ALONE, Ranks
 from verglas.refine.assignments import Assignments, from_particles
 from verglas.refine.initial_search import PoseSearch, rotations_apart
 from verglas.refine.observations import Batch, Observations
@@ -101,12 +102,12 @@ class InitialModel:
     written iteration ends as one that was never stopped.
     """
 
-    def __init__(self, seen: Observations, settings: Settings) -> None:
-        self.seen, self.settings = seen, settings
+    def __init__(self, seen: Observations, settings: Settings, ranks: Ranks = ALONE) -> None:
+        self.seen, self.settings, self.ranks = seen, settings, ranks
         self.known = from_particles(seen.particles, len(seen.micrographs), device=seen.device)
         names = seen.particles.column("image_name").astype(str)
         self._by_name = torch.as_tensor(sorted(range(len(names)), key=names.__getitem__), device=seen.device)
-        self.noise = starting_noise(seen, self._by_name, self.known)
+        self.noise = ranks.told(lambda: starting_noise(seen, self._by_name, self.known))
 
     def stage(self, iteration: int) -> Stage:
         """What iteration number `iteration`, from 1, does."""
@@ -114,6 +115,9 @@ class InitialModel:
 
     def start(self) -> State:
         """The maps before the first iteration: a batch for each class back-projected in random orientations."""
+        return self.ranks.told(self._start)
+
+    def _start(self) -> State:
         first, generator, classes = self.stage(1), self._generator(0), self.settings.classes
         pixels = pixel_list(self.seen.box, first.shell, device=self.seen.device)
         maps = []
@@ -131,17 +135,25 @@ class InitialModel:
         pixels = pixel_list(self.seen.box, now.shell, device=self.seen.device)
         search = self._search(state, pixels, generator, now.exponent)
         numerator, weight = torch.zeros_like(search.slices), torch.zeros_like(search.power)
-        quality = []
-        for batch in self._batches(self._draw(now.batch, generator), pixels, search.chunk):
+        rows = self._draw(now.batch, generator)
+        quality = torch.zeros(2 + len(state.maps), dtype=torch.float64, device=self.seen.device)
+        for batch in self._batches(self._own(rows, search.chunk), pixels, search.chunk):
             weights, moved, found = search.posterior(batch)
             numerator += weights.flatten(0, 1).T @ moved.flatten(0, 1)
             weight += weights.sum(dim=1).T @ batch.ctf.square()
-            quality.append(found)
+            quality += found.double().sum(dim=0)
+        self.ranks.sum_up([numerator, weight, quality])
+        return self.ranks.told(lambda: self._next(state, search, numerator, weight, (quality / len(rows)).float().cpu(), now))
+
+    def _next(
+        self, state: State, search: PoseSearch, numerator: torch.Tensor, weight: torch.Tensor, found: torch.Tensor, now: Stage
+    ) -> State:
+        """The state after a batch, from its weighted slices and mean quality."""
+        pixels = pixel_list(self.seen.box, now.shell, device=self.seen.device)
         maps = [
             self._moved(volume, search.rotations, pixels, slices, weights, now)
             for volume, slices, weights in zip(state.maps, numerator.chunk(len(state.maps)), weight.chunk(len(state.maps)), strict=True)
         ]
-        found = torch.cat(quality).mean(dim=0).cpu()
         shares = 0.5 * state.shares + 0.5 * found[2:]
         return State(state.iteration + 1, torch.stack(maps), shares / shares.sum(), float(found[0]), float(found[1]))
 
@@ -154,7 +166,8 @@ class InitialModel:
         pixels = pixel_list(self.seen.box, last.shell, device=self.seen.device)
         search = self._search(state, pixels, None, 1.0)
         out, pixel_size = self.known.copy(), self.seen.pixel_size
-        for batch in self._batches(self._by_name if rows is None else rows, pixels, search.chunk):
+        rows = self._by_name if rows is None else rows
+        for batch in self._batches(self.ranks.share(rows), pixels, search.chunk):
             weights, _, quality = search.posterior(batch)
             largest, place = weights.flatten(1).max(dim=1)
             shift, pose = place // weights.shape[2], place % weights.shape[2]
@@ -165,7 +178,18 @@ class InitialModel:
             out.classes[at] = pose // len(search.rotations)
             out.log_likelihood[at], out.max_probability[at] = quality[:, 0], largest
             out.significant[at] = (weights.flatten(1) > 0.001 * largest[:, None]).sum(dim=1)
-        return out
+        return self._together(out, rows)
+
+    def _together(self, own: Assignments, rows: torch.Tensor) -> Assignments:
+        """What all ranks found for their shares of `rows`."""
+        if self.ranks.size == 1:
+            return own
+        of_particles = [name for name in vars(own) if name != "scale"]
+        shares = self.ranks.everyones([getattr(own, name)[self.ranks.share(rows)].cpu() for name in of_particles])
+        for name, *parts in zip(of_particles, *shares):
+            values = getattr(own, name)
+            values[rows.to(values.device)] = torch.cat(parts).to(values.device)
+        return own
 
     def mean_log_likelihood(self, state: State, rows: torch.Tensor) -> float:
         """Mean log-likelihood that the particles `rows` gain over empty images."""
@@ -185,8 +209,16 @@ class InitialModel:
         rotations = rotations_apart(self.settings.angle, turn, self.settings.symmetry)
         return PoseSearch(state.maps, state.shares, rotations, shifts, pixels, exponent)
 
+    def _own(self, rows: torch.Tensor, chunk: int) -> torch.Tensor:
+        """The rank's share of a batch: of several classes in whole chunks, as their weights are balanced within each."""
+        if self.settings.classes == 1:
+            return self.ranks.share(rows)
+        parts = rows.split(chunk)
+        mine = self.ranks.share(torch.arange(len(parts)))
+        return torch.cat([rows[:0], *(parts[number] for number in mine)])
+
     def _batches(self, rows: torch.Tensor, pixels: Pixels, chunk: int) -> Iterator[Batch]:
-        return (self.seen.batch(part, self.known, self.noise, pixels) for part in rows.split(chunk))
+        return (self.seen.batch(part, self.known, self.noise, pixels) for part in rows.split(chunk) if len(part))
 
     def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Rows of `count` different particles (all, where there are fewer), in the order of their names."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import fields, replace
+from typing import TypeVar
 
 import torch
 
+from verglas.compute.ranks import Ranks
 from verglas.refine.assignments import Assignments
-from verglas.refine.expectation import Found
+from verglas.refine.expectation import Found, expect
 from verglas.refine.grids import GivenPoses, PlaneGrid, PoseGrid, SpaceGrid, no_shift, shifts_within
 from verglas.refine.maximisation import new_noise, new_scale
 from verglas.refine.model import Model, Sums
@@ -26,6 +29,7 @@ _COARSE = {2: 1.5, 3: 1.2}  # METHOD.md §3
 _LEAST_COARSE_SHELLS = 4
 _NORM_RANGE = 3.0
 _LEAST_OFFSET_SIGMA = 0.5  # Å: a prior this sharp is as good as no search
+S = TypeVar("S", State, State | None)
 
 
 def draw(settings: Settings, iteration: int) -> torch.Generator:
@@ -67,6 +71,36 @@ def _coarse_shell(step: float, settings: Settings, seen: Observations) -> int:
     """The shell up to which poses `step` degrees apart can be told apart at the particle's rim."""
     resolution = step / 360.0 * math.pi * settings.mask_diameter / _COARSE[settings.dims]
     return max(_LEAST_COARSE_SHELLS, round(seen.box * seen.pixel_size / resolution))
+
+
+def compare(
+    ranks: Ranks,
+    seen: Observations,
+    rows: list[torch.Tensor],
+    assignments: Assignments,
+    models: list[Model],
+    search: Search,
+    only_class: torch.Tensor | None = None,
+) -> list[tuple[Sums, Found]]:
+    """`expect` for the particles `rows` of each model, every rank with its share of them: all of it on the first, nothing on the others."""
+    parts = [expect(seen, ranks.share(own), assignments, model, search, only_class) for own, model in zip(rows, models)]
+    if ranks.size == 1:
+        return parts
+    ranks.sum_up([tensor for sums, _ in parts for tensor in sums.tensors()])
+    found = ranks.collected([[getattr(each, field.name).cpu() for field in fields(Found)] for _, each in parts])
+    if not ranks.first:
+        return []
+    joined = [Found(*(torch.cat(values).to(seen.device) for values in zip(*of_model))) for of_model in zip(*found)]
+    return [(sums, whole) for (sums, _), whole in zip(parts, joined)]
+
+
+def shared(ranks: Ranks, state: S) -> S:
+    """The first rank's state, on all ranks; what only its files need stays with the first."""
+    if ranks.size == 1:
+        return state
+    slim = state and replace(state, weights=[], unfiltered=[], joined=None, history=[])
+    told = ranks.told(lambda: slim)
+    return state if ranks.first else told
 
 
 def take_in(state: State, rows: torch.Tensor, found: Found, settings: Settings, before: Assignments) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from verglas.compute.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
 from verglas.optics.ctf import ctf
@@ -179,11 +180,14 @@ def unmagnified(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return sampled[:, 0] * torch.linalg.det(matrices)[:, None, None]
 
 
-def unusable(source: ImageSource, chunk: int = 1000) -> dict[int, str]:
-    """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others."""
-    deviation = torch.cat(
-        [_deviations(source.read(np.arange(start, min(start + chunk, len(source))))) for start in range(0, len(source), chunk)]
-    )
+def unusable(source: ImageSource, ranks: Ranks = ALONE, chunk: int = 1000) -> dict[int, str]:
+    """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others.
+
+    Each of the `ranks` reads its share of them, and all learn everything.
+    """
+    own = ranks.share(torch.arange(len(source)))
+    found = [_deviations(source.read(part.numpy())) for part in own.split(chunk) if len(part)]
+    deviation = torch.cat([part for of_rank in ranks.everyones(found) for part in of_rank])
     finite = torch.isfinite(deviation)
     usual = deviation[finite & (deviation > 0)].median() if (finite & (deviation > 0)).any() else deviation.new_tensor(1.0)
     reasons: dict[int, str] = {}

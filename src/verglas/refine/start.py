@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from verglas.compute.ranks import ALONE, Ranks
 from verglas.refine.assignments import Assignments
 from verglas.refine.maximisation import first_noise, spectrum
 from verglas.refine.model import Model
@@ -36,12 +37,18 @@ def starting_noise(seen: Observations, rows: torch.Tensor, assignments: Assignme
     return first_noise(seen, torch.cat(powers), mean / counts[:, None], group)
 
 
-def random_averages(seen: Observations, rows: torch.Tensor, assignments: Assignments, classes: int, seed: int) -> torch.Tensor:
-    """Class averages of random shares of the particles as they lie, float32 [classes, N, N]: where 2D classification starts."""
+def random_averages(
+    seen: Observations, rows: torch.Tensor, assignments: Assignments, classes: int, seed: int, ranks: Ranks = ALONE
+) -> torch.Tensor:
+    """Class averages of random shares of the particles as they lie, float32 [classes, N, N]: where 2D classification starts.
+
+    Each of the `ranks` reads its share of the particles; the averages are right on the first alone.
+    """
     member = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device) % classes
     total = torch.zeros(classes, seen.box, seen.box, device=seen.device)
-    for part in torch.arange(len(rows), device=rows.device).split(200):
+    for part in ranks.share(torch.arange(len(rows), device=rows.device)).split(200):
         total.index_add_(0, member[part], seen.images(rows[part], assignments) * seen.mask)
+    ranks.sum_up([total])
     return total / torch.bincount(member, minlength=classes)[:, None, None]
 
 

@@ -9,24 +9,47 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from verglas.compute.world import World
 from verglas.errors import JobAborted
 from verglas.project.jobfiles import ABORT_NOW
 from verglas.workflow.process import Send
+
+if TYPE_CHECKING:
+    from verglas.compute.ranks import Ranks
 
 _TELL_EVERY = 0.1  # seconds between events of one kind, so that a loop over millions of items isn't slowed
 
 
 class RunningJob:
-    """Implements `verglas.jobs.declaration.Job`."""
+    """Implements `verglas.jobs.declaration.Job`; in a world of several, for rank 0."""
 
-    def __init__(self, params: Any, inputs: dict[str, Any], out: Path, send: Send) -> None:
-        self.params, self.inputs, self.out = params, inputs, out
+    def __init__(self, params: Any, inputs: dict[str, Any], out: Path, send: Send, world: World | None = None) -> None:
+        self.params, self.inputs, self.out, self.world = params, inputs, out, world or World()
         self.record: dict[str, Any] = {}
         self._send = send
         self._clock = PhaseClock(send)
         self._stop: str | None = None
+        self._ranks: Ranks | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the job; they meet when they are first asked for."""
+        from verglas.compute.ranks import Ranks
+
+        if self._ranks is None:
+            self._ranks = Ranks() if self.world.size == 1 else self._meet()
+        return self._ranks
+
+    def _meet(self) -> Ranks:
+        from verglas.compute.ranks import join, open_store
+
+        store, port = open_store(self.world.address)
+        order = {"params": self.params.model_dump(mode="json"), "inputs": self.inputs, "folder": self.out, "port": port}
+        self._send({"order": {**order, "directory": Path.cwd()}})
+        with self.phase("wait"):
+            return join(self.world, store, self.phase)
 
     def progress(self, what: str, total: int) -> Progress:
         """A bar over `total` items."""
@@ -51,11 +74,11 @@ class RunningJob:
         self._send({"warning": text})
 
     def check_stop(self) -> None:
-        """Raise JobAborted if the user asked for it by a signal or by RELION_JOB_ABORT_NOW."""
+        """Raise JobAborted, on all ranks, if the user asked for it by a signal or by RELION_JOB_ABORT_NOW."""
         if self._stop is None and (self.out / ABORT_NOW).exists():
             self._stop = ABORT_NOW
-        if self._stop:
-            raise JobAborted(f"stopped by {self._stop}")
+        if stop := self._stop if self.world.size == 1 else self.ranks.told(lambda: self._stop):
+            raise JobAborted(f"stopped by {stop}")
 
     def listen(self) -> None:
         """Take signals as a wish to stop, and Python's warnings as the job's own."""

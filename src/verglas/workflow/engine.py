@@ -7,28 +7,30 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from verglas.errors import InputError, JobAborted, VerglasError
+from verglas.compute.world import World
+from verglas.errors import InputError, JobAborted, RankLost, VerglasError
 from verglas.jobs.declaration import JobType
 from verglas.project.jobfiles import leave_exit_file
 from verglas.workflow.context import RunningJob
 from verglas.workflow.process import Send, in_new_thread
 
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ABORTED = 0, 1, 2, 3
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ABORTED, EXIT_LOST = 0, 1, 2, 3, 5
 
 
-def carry_out(declared: JobType, params: Any, inputs: dict[str, Any], out: Path, send: Send) -> int:
+def carry_out(declared: JobType, params: Any, inputs: dict[str, Any], out: Path, send: Send, world: World | None = None) -> int:
     """Run the job; returns the exit code. What it says of itself goes to the parent as events; the parent judges by files."""
-    job = RunningJob(params, inputs, out, send)
+    job = RunningJob(params, inputs, out, send, world)
     job.listen()
     try:
-        code, ending = in_new_thread(_attempt, declared, job, send)
+        code, ending = in_new_thread(attempt, declared, job, send)
     finally:
         job.close()
     leave_exit_file(out, ending)
     return code
 
 
-def _attempt(declared: JobType, job: RunningJob, send: Send) -> tuple[int, str]:
+def attempt(declared: JobType, job: RunningJob, send: Send) -> tuple[int, str]:
+    """Validate and run the job; returns its exit code and the name of its exit file."""
     try:
         declared.validate(job)
         items = declared.run(job)
@@ -38,7 +40,7 @@ def _attempt(declared: JobType, job: RunningJob, send: Send) -> tuple[int, str]:
     except VerglasError as error:
         send({"error": str(error)})
         job.say(f"ERROR: {error}")
-        return (EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILED), "failure"
+        return (EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_LOST if isinstance(error, RankLost) else EXIT_FAILED), "failure"
     except MemoryError:
         send({"error": "out of memory"})
         traceback.print_exc()

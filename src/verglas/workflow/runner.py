@@ -39,6 +39,7 @@ from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out
 from verglas.workflow.enter import enter_job, job_options, leave_job
 from verglas.workflow.evidence import changes_of, look_at_outputs
 from verglas.workflow.folder import Place, find_place, iterations_in, past_runs, sort_out
+from verglas.workflow.line import Line
 from verglas.workflow.process import call_in_child
 from verglas.workflow.request import JobRequest, fingerprint
 from verglas.workflow.screen import Screen
@@ -56,8 +57,11 @@ class Outcome:
     exit_code: int
 
 
-def run_job(request: JobRequest, screen: Screen | None = None) -> Outcome:
-    """Run one job and judge it. Raises InputError when nothing could be started; once a folder is taken, a record tells all."""
+def run_job(request: JobRequest, screen: Screen | None = None, line: Line | None = None) -> Outcome:
+    """Run one job and judge it, with the ranks at the other end of `line` where there are any.
+
+    Raises InputError when nothing could be started; once a folder is taken, a record tells all.
+    """
     screen = screen or Screen(None)
     began = time.monotonic()
     request.check_inputs()
@@ -72,7 +76,7 @@ def run_job(request: JobRequest, screen: Screen | None = None) -> Outcome:
         record = new_record(request, place, entries, print_of)
         _note_queue(record, claim_ticket(folder))
         record.write(folder)  # before anything else happens in the folder
-        job = _Running(request, place, folder, record, lock, project, screen, began)
+        job = _Running(request, place, folder, record, lock, project, screen, began, line)
         return job.run(problems)
     finally:
         lock.release()
@@ -138,6 +142,7 @@ class _Running:
     project: Project | None
     screen: Screen
     began: float
+    line: Line | None = None
     kept: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -149,7 +154,7 @@ class _Running:
         try:
             self.stage(input_problems)
             self.record.phases = {"staging": time.monotonic() - self.began}
-            run = supervise(self._work, self.folder, self.record, self.screen, self.request.time_limit)
+            run = supervise(self._work, self.folder, self.record, self.screen, self.request.time_limit, self.line)
             return self.judge(run, input_problems)
         except (OSError, RuntimeError, VerglasError) as error:
             return self._collapse(error)
@@ -188,7 +193,7 @@ class _Running:
 
     def _work(self, send: Any) -> int:
         given = {spec.name: self.request.inputs.get(spec.name, [] if spec.many else None) for spec in self.declared.inputs}
-        return carry_out(self.declared, self.request.params, given, self.folder, send)
+        return carry_out(self.declared, self.request.params, given, self.folder, send, self.line.world if self.line else None)
 
     def judge(self, run: Run, input_problems: list[str]) -> Outcome:
         """Read what was left, decide, and complete record, exit file and pipeline."""
@@ -231,6 +236,7 @@ class _Running:
         record.iterations = notes.get("iterations") or run.facts.get("iterations") or iterations_in(self.folder)
         record.usage = run.usage
         record.resources["gpus"] = len(run.facts.get("gpus_used", []))
+        record.resources |= run.facts.pop("ranks", {})
         record.exit = {"code": run.exit_code, "signal": run.signal, "file": evidence.exit_file}
         metrics = evidence.metrics or {}
         record.metrics, record.rejected_metrics = ({}, metrics) if record.verdict == FAIL else (metrics, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 
 from verglas.records.meters import EnergyMeter, IoMeter
 from verglas.records.record import Record
+from verglas.workflow.engine import EXIT_LOST
+from verglas.workflow.line import Line
 from verglas.workflow.process import Child, Send
 from verglas.workflow.screen import Log, Screen
 from verglas.workflow.tree import TreeMeter
@@ -19,6 +22,9 @@ from verglas.workflow.tree import TreeMeter
 _TICK = 0.05
 _RECORD_EVERY = 0.5  # seconds between updates of record.json while a job runs
 _GRACE = 30.0  # seconds from the wish to stop at the time limit to the end by force
+_REPORTS = 3.0  # seconds from the first sign that a rank is lost to the end by force, in which the cause shows
+_LAST_REPORTS = 60.0  # for the other ranks to end once rank 0 has finished
+_GO_ON = "the same command goes on from the last finished iteration"
 _WISHES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "the end of its terminal"}
 
 
@@ -36,15 +42,26 @@ class Run:
     usage: dict[str, Any] = field(default_factory=dict)
 
 
-def supervise(main: Callable[[Send], int], folder: Path, record: Record, screen: Screen, time_limit: float | None) -> Run:
-    """Run `main` in a child until it ends; run.out and run.err are appended to, `record` is kept up to date on disk."""
+def supervise(
+    main: Callable[[Send], int], folder: Path, record: Record, screen: Screen, time_limit: float | None, line: Line | None = None
+) -> Run:
+    """Run `main` in a child until it ends; run.out and run.err are appended to, `record` is kept up to date on disk.
+
+    `line`: to the other ranks, which get their orders as the child meets them; when one is lost the child is ended.
+    """
     with (folder / "run.out").open("ab", buffering=0) as out, (folder / "run.err").open("ab", buffering=0) as err:
-        return _Supervisor(folder, record, screen, Log(out), Log(err), time_limit).follow(main)
+        return _Supervisor(folder, record, screen, Log(out), Log(err), time_limit, line).follow(main)
 
 
 class _Supervisor:
-    def __init__(self, folder: Path, record: Record, screen: Screen, out: Log, err: Log, time_limit: float | None) -> None:
+    def __init__(
+        self, folder: Path, record: Record, screen: Screen, out: Log, err: Log, time_limit: float | None, line: Line | None
+    ) -> None:
         self.folder, self.record, self.screen, self.out, self.err = folder, record, screen, out, err
+        self.line = line
+        self.ended = False  # by force, as another rank is lost
+        if line is not None:
+            record.resources["ranks"] = line.world.size
         self.limit = time_limit
         self.run = Run()
         self.staging = dict(record.phases)
@@ -66,12 +83,14 @@ class _Supervisor:
                 raise
             finally:
                 child.reap()
+            if self.line is not None:
+                self._settle(child, self.line)
         self.screen.close()
         self._finish(child, io, energy)
         return self.run
 
     def _loop(self, child: Child, io: IoMeter) -> None:
-        ended, asked = False, 0
+        ended, asked, lost_since = False, 0, 0.0
         while not ended:
             ended = child.look()
             io.sample()
@@ -83,6 +102,12 @@ class _Supervisor:
                 else:
                     self.screen.text(piece, self.out if kind == "out" else self.err)
             self._keep_time(child)
+            if self.line is not None:
+                self.line.poll()
+                lost_since = lost_since or (time.monotonic() if self.line.problem() else 0.0)
+                if lost_since and time.monotonic() - lost_since > _REPORTS:
+                    self.ended = True
+                    child.kill()
             if self.wishes > asked:
                 asked = self.wishes
                 self._stop(child, asked)
@@ -96,6 +121,8 @@ class _Supervisor:
             self.record.phase = event["phase"]
             if time.monotonic() - self.written > _RECORD_EVERY or event["phase"] != self.written_phase:
                 self._write_record(event["phase"])
+        if "order" in event and self.line is not None:
+            self.line.order(event["order"])
         if "warning" in event:
             self.record.warnings.append(event["warning"])
         self.run.error = event.get("error", self.run.error)
@@ -111,6 +138,22 @@ class _Supervisor:
         except OSError:
             pass  # a full disk: the job meets it too, and the judge will say so
         self.written, self.written_phase = time.monotonic(), phase
+
+    def _settle(self, child: Child, line: Line) -> None:
+        """Wait for what the other ranks report of their end, and take the cause of a failure for the job's error."""
+        failed = child.exit_code not in (0, EXIT_LOST, None) or (child.signal and not self.ended)  # by a fault of its own
+        deadline = time.monotonic() + (_LAST_REPORTS if child.exit_code == 0 else _REPORTS)
+        line.poll()
+        while not (failed or line.cause_known() or line.all_ended()) and time.monotonic() < deadline:
+            time.sleep(_TICK)
+            line.poll()
+        problem = line.problem()
+        if child.exit_code == 0 and not problem and not line.all_ended():
+            problem = f"ranks {sorted(set(range(1, line.world.size)) - set(line.reports))} did not end"
+        if not failed and problem and (line.cause_known() or self.run.error is None):
+            self.run.error = f"{problem}; {_GO_ON}"
+        elif failed and child.signal:
+            self.run.error = f"rank 0 on {socket.gethostname()} was killed by {child.signal}; {_GO_ON}"
 
     def _keep_time(self, child: Child) -> None:
         seconds = time.monotonic() - self.started
@@ -142,7 +185,8 @@ class _Supervisor:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # a launcher that has lost a rank ends all others: the record of that is still to be written
+                signal.signal(number, handler if self.line is None else signal.SIG_IGN)
 
     def _finish(self, child: Child, io: IoMeter, energy: EnergyMeter) -> None:
         run, seconds = self.run, time.monotonic() - self.started
@@ -160,3 +204,15 @@ class _Supervisor:
             **io.read(),
             **energy.read(),
         }
+        if self.line is not None:
+            self._add_ranks(self.line)
+
+    def _add_ranks(self, line: Line) -> None:
+        """What the other ranks used, to what rank 0 did: peaks of memory are added up as if they were at one moment."""
+        usage = self.run.usage
+        for report in line.reports.values():
+            for name, value in report.usage.items():
+                if value is not None:
+                    more = max if name == "gpu_peak_bytes" else lambda a, b: a + b
+                    usage[name] = more(usage.get(name) or 0, value)
+            self.run.facts["gpus_used"] = self.run.facts.get("gpus_used", []) + report.gpus

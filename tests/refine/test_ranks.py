@@ -1,0 +1,108 @@
+"""Refinement and classification on 1, 2 and 4 ranks: the same to summation order, the same twice to the last bit."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ranks_for_tests import on_ranks
+from refine.sets import DIAMETER, particles, seen, unknown
+from verglas.compute.ranks import ALONE, Ranks
+from verglas.refine import initial_model
+from verglas.refine.autorefine import refine
+from verglas.refine.classify import classify
+from verglas.refine.iteration import shared
+from verglas.refine.settings import Settings
+from verglas.refine.start import first_state, random_averages
+from verglas.refine.state import State
+
+COUNT, BOX, PIXEL = 80, 24, 8.0
+REFINE = Settings(
+    dims=3, mask_diameter=DIAMETER, symmetry="D2", ini_high=50.0, healpix_order=1, local_order=2, iterations=3, offset_range_px=3.0
+)
+CLASSIFY = Settings(dims=2, mask_diameter=DIAMETER, classes=3, iterations=3, tau2_fudge=2.0, psi_step=24.0, offset_range_px=3.0)
+FIRST = initial_model.Settings(mask_diameter=DIAMETER, symmetry="D2", classes=1, iterations=3, ini_batch=40, fin_batch=60, angle=15.0)
+
+
+def summary(state: State) -> dict[str, Any]:
+    """What a run came to, as arrays."""
+    own = state.assignments
+    found = {"poses": own.matrices, "origins": own.origins, "classes": own.classes, "norm": own.norm, "scale": own.scale}
+    found["maps"] = torch.cat([model.references for model in state.models])
+    found["noise"] = torch.cat([model.sigma2 for model in state.models])
+    if state.joined is not None:
+        found |= {"joined": state.joined.references, "fsc": state.fsc}
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def refined(ranks: Ranks) -> dict[str, Any]:
+    images, table, truth = particles(COUNT, BOX, PIXEL, 0.3)
+    view = seen(images, table)
+    start = first_state(view, unknown(table, halves=True), truth[None], REFINE)
+    return summary(list(refine(view, shared(ranks, start), REFINE, ranks=ranks))[-1])
+
+
+def classified(ranks: Ranks) -> dict[str, Any]:
+    images, table, _ = particles(COUNT, BOX, PIXEL, 0.3)
+    view, own = seen(images, table), unknown(table)
+    averages = random_averages(view, torch.arange(COUNT), own, CLASSIFY.classes, 1, ranks)
+    start = first_state(view, own, averages, CLASSIFY)
+    return summary(list(classify(view, shared(ranks, start), CLASSIFY, ranks=ranks))[-1])
+
+
+def begun(ranks: Ranks, classes: int = 1) -> dict[str, Any]:
+    images, table, _ = particles(COUNT, BOX, PIXEL, 0.3)
+    model = initial_model.InitialModel(seen(images, table), replace(FIRST, classes=classes), ranks)
+    state = model.start()
+    for _ in range(model.settings.iterations):
+        state = model.step(state)
+    found = model.assign(state)
+    poses = {"poses": found.matrices, "origins": found.origins, "classes": found.classes}
+    return {name: values.numpy() for name, values in {"maps": state.maps, "shares": state.shares, **poses}.items()}
+
+
+def begun_in_classes(ranks: Ranks) -> dict[str, Any]:
+    return begun(ranks, 2)
+
+
+Work = Callable[[Ranks], dict[str, Any]]
+WORKS: dict[str, Work] = {"refined": refined, "classified": classified, "begun": begun, "begun in classes": begun_in_classes}
+
+
+@cache
+def alone(work: str) -> dict[str, Any]:
+    return WORKS[work](ALONE)
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Equal to summation order: nothing of a particle has changed but rounding, and maps differ by far less than their noise."""
+    assert (one["classes"] == other["classes"]).all()
+    for name in one.keys() - {"classes"}:
+        assert np.abs(one[name] - other[name]).max() <= 2e-3 * np.abs(one[name]).std(), name
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("size", [2, 4])
+def test_many_ranks_find_what_one_finds(work: str, size: int, tmp_path: Path) -> None:
+    found = on_ranks(size, tmp_path, WORKS[work])
+    assert not [error for error in found.values() if isinstance(error, Exception)]
+    assert_close(alone(work), found[0])
+    for rank in range(1, size):  # the others know the particles and the maps as rank 0 does
+        for name in found[rank]:
+            assert np.array_equal(found[0][name], found[rank][name]), name
+
+
+@pytest.mark.parametrize("work", ["refined", "classified"])
+def test_the_same_ranks_find_the_same_bits(work: str, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, two = (on_ranks(2, tmp_path / name, WORKS[work])[0] for name in ("one", "two"))
+    for name in one:
+        assert np.array_equal(one[name], two[name]), name
+    again = WORKS[work](ALONE)
+    assert all(np.array_equal(alone(work)[name], again[name]) for name in again)
