@@ -25,6 +25,8 @@ _ANY_JOB = {
     "sgd_ini_subset": "sgd_ini_subset_size",
     "sgd_fin_subset": "sgd_fin_subset_size",
     "write_every": "sgd_write_iter",
+    "ranks": "nr_mpi",
+    "relion_args": "other_args",
 }
 _OF_JOB = {
     "Import": {

@@ -124,8 +124,11 @@ class _Work:
             if self.declared.name == "Refine3D" and not (job.out / "run_data.star").exists():
                 self._finish_refinement(said)
         with job.phase("write"):
-            self._name_outputs()
-            return self._items()
+            try:
+                self._name_outputs()
+                return self._items()
+            except InputError as error:  # a file of RELION's, not of the user's
+                raise VerglasError(f"RELION left a file that cannot be used: {error}") from None
 
     def _begin(self, said: list[str]) -> tuple[int, list[str]]:
         """From which iteration on, and with which options: from the last whole one, if an earlier run left one."""

@@ -93,7 +93,9 @@ def _is_whole(folder: Path, optimiser: Path, rows: int, halves: int) -> bool:
         names += [str(name).rpartition("@")[2] for name in classes["rlnReferenceImage"]]
         if f"model_class_{len(classes)}" not in blocks or not any(name.startswith(("model_group_", "model_optics")) for name in blocks):
             return False
-    data = next(name for name in names if name.endswith("_data.star"))
+    data = next((name for name in names if name.endswith("_data.star")), "")
+    if not data or not any(name.endswith("_sampling.star") for name in names):
+        return False
     written = list_table(read_star(_beside(folder, data)), "particles", data)
     problems = [inspect_output(folder, Path(name).name)["problem"] for name in names]
     return len(models) == halves and len(written) == rows and not any(problems)

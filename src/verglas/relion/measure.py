@@ -25,8 +25,11 @@ def measure_of(declared: JobType, last: int) -> Callable[[Path, Any], Metrics]:
 
 
 def checks_of(declared: JobType) -> Callable[[Any], tuple[Check, ...]]:
-    """The declared checks, without those between several starts."""
-    return lambda params: tuple(check for check in declared.checks(params) if check.metric not in _BETWEEN_STARTS)
+    """The declared checks, without those between several starts; RELION spreads a first map's probability over far more poses."""
+    if declared.name != "InitialModel":
+        return declared.checks
+    other = {"max_probability": Check("max_probability", 0.0, 1.0, "a probability, over some 100,000 oversampled poses")}
+    return lambda params: tuple(other.get(c.metric, c) for c in declared.checks(params) if c.metric not in _BETWEEN_STARTS)
 
 
 def _without_iteration_0(found: Metrics, out: Path) -> Metrics:
@@ -75,7 +78,7 @@ def _gain(drawn: Any, stem: Path, params: Any) -> tuple[float, float]:
     )
     model = InitialModel(seen, settings_of(params, 0))
     maps = [torch.from_numpy(read_map(f"{stem}_class{k:03d}.mrc")[0]) for k in range(1, params.classes + 1)]
-    shares = torch.as_tensor(read_classes(Path(f"{stem}_model.star"))[0]).float()
+    shares = torch.tensor(read_classes(Path(f"{stem}_model.star"))[0].tolist())
     state, rows = State(model.settings.iterations, torch.stack(maps), shares), model.sample(_JUDGED)
     return model.mean_log_likelihood(state, rows), model.mean_log_likelihood(spherical(state), rows)
 

@@ -58,7 +58,8 @@ def _wait(job: Job, process: subprocess.Popen[bytes], heard: Heard, tails: list[
         except JobAborted as wish:
             stopped = wish
             (job.out / ABORT_NOW).touch()
-        time.sleep(_TICK)
+        with job.phase("compute"):  # told anew, so that the record shows how long it has been
+            time.sleep(_TICK)
     return stopped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,6 @@ def job_options(request: JobRequest) -> dict[str, str]:
     """Parameters and inputs as name and value for `job.star`, in RELION's words where it has them."""
     given: dict[str, Any] = {spec.name: request.inputs.get(spec.name) for spec in request.declared.inputs}
     given.update(request.params.model_dump(mode="json"))
+    if request.relion is not None:
+        given |= {"ranks": request.relion.ranks, "relion_args": shlex.join(request.relion.extra)}
     return relion_options(request.declared.name, given)
