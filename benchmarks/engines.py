@@ -3,7 +3,7 @@
     python benchmarks/engines.py --set d2 --job Refine3D --particles 2000 --seeds 3 --engines verglas,relion --out DIR
     python benchmarks/engines.py --all --seeds 3 --out DIR
 
-Sets: d2 (150 kDa tetramer), c1 (three of its subunits, one turned), two_states (60 % of d2, 40 % with a domain turned by 25°).
+Sets: d2 (150 kDa tetramer), c1 (one subunit moved, one halved: 135 kDa), two_states (60 % of d2, 40 % with a domain turned by 25°).
 Every seed is a set of its own and the engines' random seed. The jobs run one after another on the same cores, from a reference
 at 40 Å, never from the truth. Sets and jobs that are in DIR are kept, so a command that was stopped goes on; results.json there
 holds everything that the table is made of. 0 where every job passed and every bar that applies is met, otherwise 1.

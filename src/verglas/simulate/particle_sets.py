@@ -110,9 +110,11 @@ def write_particle_set(out: Path, settings: SetSettings) -> None:
     (out / "truth").mkdir(exist_ok=True)
     micrographs = []
     for number, first in enumerate(range(0, settings.n, settings.per_micrograph), start=1):
-        rows = _micrograph(settings, number).subset(np.arange(min(settings.per_micrograph, settings.n - first)))
-        write_stack(out / _stack(number), _images(settings, rows, projectors, scale, number).numpy(), settings.pixel_size)
-        micrographs.append(rows)
+        # the whole micrograph is made, however few of it are kept: sums over fewer images may round otherwise
+        rows, count = _micrograph(settings, number), min(settings.per_micrograph, settings.n - first)
+        images = _images(settings, rows, projectors, scale, number)[:count]
+        write_stack(out / _stack(number), images.numpy(), settings.pixel_size)
+        micrographs.append(rows.subset(np.arange(count)))
     for number, volume in enumerate(maps * scale, start=1):
         write_map(out / f"truth/state{number}.mrc", volume.numpy(), settings.pixel_size)
     write_map(out / "reference.mrc", lowpass(maps[0] * scale, settings.pixel_size, REFERENCE_RESOLUTION).numpy(), settings.pixel_size)
@@ -171,4 +173,4 @@ def _images(settings: SetSettings, rows: ParticleSet, projectors: list[Projector
     generator = torch.Generator().manual_seed(1_000_003 * settings.seed + number)
     noise = noise_images(settings.per_micrograph, settings.box, settings.pixel_size, settings.coloured, generator)
     deviation = settings.noise[(number - 1) % len(settings.noise)] / settings.noise[0]
-    return scale * noise_free_images(rows, projectors) + deviation * noise[: len(rows)]
+    return scale * noise_free_images(rows, projectors) + deviation * noise

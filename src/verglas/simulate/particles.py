@@ -110,7 +110,7 @@ def noise_free_images(particles: ParticleSet, projectors: list[Projector]) -> to
     images = torch.empty(len(particles), box, box)
     for number, projector in enumerate(projectors, start=1):
         rows = torch.from_numpy(np.flatnonzero(particles.column("class_number") == number))
-        for part in rows.split(100):
+        for part in rows.split(100) if len(rows) else ():
             spectrum = projector.slices(matrices[part]) * ctf(kx, ky, **{name: value[part] for name, value in parameters.items()})  # type: ignore[arg-type]
             turns = kx * origins[part, 0, None, None] + ky * origins[part, 1, None, None]
             spectrum = spectrum * torch.polar(torch.ones_like(turns), 2 * np.pi * turns)

@@ -14,19 +14,23 @@ from verglas.volume.rotations import axis_rotation
 HINGE_WIDTH = 3.0  # Å on either side of the plane between the domains, whose atoms tell where the hinge is
 
 
-def without_symmetry(specimen: Specimen, degrees: float = 60.0) -> Specimen:
-    """The specimen less its last chain, and with the chain before that turned by `degrees` about its own centre: no symmetry is left.
+def without_symmetry(specimen: Specimen, degrees: float = 60.0, outwards: float = 10.0) -> Specimen:
+    """The specimen with its last chain turned by `degrees` about its own centre and moved `outwards` (Å), the one before it halved.
 
-    Of the stand-in's tetramer three subunits stay, one of them in an attitude of its own. Raises InputError for fewer than 3 chains.
+    Of the stand-in's tetramer two subunits stay related, and no operator relates the whole. Four lobes that are not in one plane: of
+    three, which always are, views from both sides would look alike at low resolution. Raises InputError for fewer than 4 chains.
     """
     chains = list(dict.fromkeys(specimen.chain.tolist()))
-    if len(chains) < 3:
-        raise InputError(specimen.name, f"has {len(chains)} chains, 3 are needed", "Take one with more chains")
+    if len(chains) < 4:
+        raise InputError(specimen.name, f"has {len(chains)} chains, 4 are needed", "Take one with more chains")
     position = specimen.position.copy()
-    turned = specimen.chain == chains[-2]
-    centre = position[turned].mean(axis=0)
-    position[turned] = (position[turned] - centre) @ _turn((0.5, 1.0, 2.0), degrees).T + centre
-    kept = specimen.chain != chains[-1]
+    moved = specimen.chain == chains[-1]
+    centre = position[moved].mean(axis=0)
+    position[moved] = (position[moved] - centre) @ _turn((0.5, 1.0, 2.0), degrees).T
+    position[moved] += centre * (1 + outwards / np.linalg.norm(centre))
+    halved = specimen.chain == chains[-2]
+    kept = ~halved
+    kept[halved] = _height(position[halved]) <= 0
     return replace(
         specimen,
         name=f"{specimen.name}, asymmetric",
@@ -50,13 +54,18 @@ def with_domain_turned(specimen: Specimen, degrees: float = 25.0) -> Specimen:
     for chain in dict.fromkeys(specimen.chain.tolist()):
         mine = np.flatnonzero(specimen.chain == chain)
         atoms = position[mine]
-        centre = atoms.mean(axis=0)
-        height = (atoms - centre) @ (centre / np.linalg.norm(centre))
+        height = _height(atoms)
         hinge = atoms[np.abs(height) < HINGE_WIDTH].mean(axis=0)
         carried = _own_frame(atoms) @ own.T @ axis
         outer = mine[height > 0]
         position[outer] = (position[outer] - hinge) @ _turn(tuple(carried), degrees).T + hinge
     return replace(specimen, name=f"{specimen.name}, domain turned by {degrees:g} degrees", position=position)
+
+
+def _height(atoms: np.ndarray) -> np.ndarray:
+    """How far atoms [n, 3] lie beyond their centre, seen from the particle's, Å."""
+    centre = atoms.mean(axis=0)
+    return (atoms - centre) @ (centre / np.linalg.norm(centre))  # type: ignore[no-any-return]
 
 
 def _own_frame(atoms: np.ndarray) -> np.ndarray:
