@@ -52,7 +52,7 @@ def test_first_of_slurm_s_hosts(hosts: str, first: str) -> None:
     assert first_host(hosts) == first
 
 
-@pytest.mark.parametrize("change", [{"RANK": "4"}, {"RANK": "x"}, {"WORLD_SIZE": "-1"}])
+@pytest.mark.parametrize("change", [{"RANK": "4"}, {"RANK": "x"}, {"WORLD_SIZE": "-1"}, {"MASTER_PORT": "0"}])
 def test_variables_that_cannot_be(change: dict[str, str]) -> None:
     with pytest.raises(InputError):
         world_here({**TORCHRUN, **change})

@@ -63,6 +63,8 @@ def world_here(environ: Mapping[str, str] = os.environ) -> World:
 def _among(environ: Mapping[str, str], rank: int, size: int, local_rank: int) -> World:
     address = environ.get("MASTER_ADDR") or _address(environ, size)
     port = _number(environ, "MASTER_PORT") if environ.get("MASTER_PORT") else _port(environ)
+    if not 0 < port < 1 << 16:
+        raise InputError("MASTER_PORT", f"{port} is no port that all ranks can know", "Set it to a free port of the host of rank 0")
     store = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return World(rank, size, local_rank, address, port, store, int(environ.get("TORCHELASTIC_RESTART_COUNT") or 0))
 
