@@ -133,9 +133,9 @@ def programs(folder: Path) -> Iterator[int]:
     """RELION's processes that work in `folder`."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if (process / "cwd").readlink() == folder and b"relion_refine" in (process / "cmdline").read_bytes():
-                if (process / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-                    yield int(process.name)
+            alive = (process / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+            if alive and (process / "cwd").readlink() == folder and b"relion_refine" in (process / "cmdline").read_bytes():
+                yield int(process.name)
         except OSError:
             continue
 
@@ -198,6 +198,19 @@ def test_a_rank_that_dies_ends_the_job(work: Path) -> None:
     assert process.returncode == 1 and record is not None and record.verdict == "FAIL", said
     assert "signal 9 (Killed)" in record.reasons[0]
     wait_until_gone(work)
+
+
+def test_what_the_programs_of_a_program_take_is_counted(work: Path, stand_in: StandIn) -> None:
+    """Memory of all that lives at a time, and CPU seconds of children's children; of the Python that waits for them, no memory."""
+    hog = "head -c 60000000 /dev/zero | tail | { sleep 1; cat > /dev/null; }"
+    stand_in("relion_refine", f"( ( {hog} ) & ( {hog} ) & i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; wait ); exit 1")
+    ran = by_relion(*CLASS2D)
+    assert ran.record is not None
+    assert 1.1e8 < ran.record.usage["peak_memory_bytes"] < 1.6e8, "two of 60 MB"
+    before = ran.record.usage["cpu_s"]
+    stand_in("relion_refine", "exit 1")
+    idle = by_relion(*CLASS2D)
+    assert idle.record is not None and before - idle.record.usage["cpu_s"] > 0.2 and idle.record.usage["peak_memory_bytes"] < 2e9
 
 
 @pytest.mark.relion

@@ -17,7 +17,7 @@ from verglas.relion.files import count_particles, last_whole_iteration, remove_i
 from verglas.relion.install import check_ranks, find_version, launch, threads_of_each
 from verglas.relion.measure import MAP, checks_of, measure_of
 from verglas.relion.output import Heard
-from verglas.relion.process import follow
+from verglas.relion.process import follow, settle
 from verglas.relion.programs import Program, program_of
 
 _SGD_ITERATIONS = ("--sgd_ini_iter", "--sgd_inbetween_iter", "--sgd_fin_iter")
@@ -119,6 +119,7 @@ class _Work:
         if (references := job.inputs.get("reference")) and isinstance(references, list) and len(references) > 1:
             write_references(job.out / REFERENCES, references)
         begun, words = self._begin(said)
+        settle()
         with job.phase("compute"):
             self._start(words, begun)
             if self.declared.name == "Refine3D" and not (job.out / "run_data.star").exists():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from verglas.errors import JobAborted, VerglasError
 from verglas.jobs.declaration import Job
@@ -47,6 +48,11 @@ def follow(job: Job, command: Sequence[str], began: Callable[[Heard], None]) -> 
     return heard
 
 
+def settle() -> None:
+    """Let what the job has said so far come to run.out and run.err, so that none of it is taken for RELION's words."""
+    time.sleep(_TICK)
+
+
 def _wait(job: Job, process: subprocess.Popen[bytes], heard: Heard, tails: list[Tail], began: Callable[[Heard], None]) -> JobAborted | None:
     """Follow the program until it ends or has said enough; returns the user's wish to stop, if there was one."""
     stopped: JobAborted | None = None
@@ -58,8 +64,8 @@ def _wait(job: Job, process: subprocess.Popen[bytes], heard: Heard, tails: list[
         except JobAborted as wish:
             stopped = wish
             (job.out / ABORT_NOW).touch()
-        with job.phase("compute"):  # told anew, so that the record shows how long it has been
-            time.sleep(_TICK)
+        with job.phase("compute"), suppress(subprocess.TimeoutExpired):  # told anew, so that the record shows how long it has been
+            process.wait(_TICK)
     return stopped
 
 

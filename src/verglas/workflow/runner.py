@@ -64,6 +64,8 @@ def run_job(request: JobRequest, screen: Screen | None = None, line: Line | None
     """
     screen = screen or Screen(None)
     began = time.monotonic()
+    if line is not None and request.relion is not None:
+        raise InputError("--engine relion", "starts its own ranks", "Start verglas once, with --ranks N")
     request.check_inputs()
     entries = describe(request)
     print_of = fingerprint(request, entries)
