@@ -68,7 +68,8 @@ def run_task(task: Task, out: Path, peak: dict[str, float], *, rescore: bool = F
             before.figures |= score_job(task.job, folder / task.folder, folder)
             _keep(before, folder, task)
         return before
-    # a time is that of one undivided run, so nothing is continued
+    # a time is that of one undivided run: nothing is continued, and what an earlier one left goes first
+    _kept_at(folder, task).unlink(missing_ok=True)
     shutil.rmtree(folder / task.folder, ignore_errors=True)
     print(f"\n{task.set_folder}: verglas {' '.join(asked)}", flush=True)
     cost, code = timed([sys.executable, "-m", "verglas", *asked], folder)

@@ -33,11 +33,22 @@ def rows(runs: Sequence[Run], engines: Sequence[str]) -> list[tuple[str, ...]]:
         if any(values.values()):
             shown = (_spread(list(values[engine].values()), measure, runs[0]) for engine in engines)
             lines.append((measure.name, *shown, *_comparison(measure, job, values, engines, bf16_peak(runs))))
+    told = {engine: sorted({_version(run) for run in good[engine]}) for engine in engines}
+    lines.append(("version", *(" / ".join(told[engine]) or "–" for engine in engines), *blank))
     for fact in PATH_FACTS:
         told = {engine: sorted({str(run.path[fact]) for run in good[engine] if fact in run.path}) for engine in engines}
         if any(told.values()):
             lines.append((fact.replace("_", " "), *(" / ".join(told[engine]) or "–" for engine in engines), *blank))
     return lines
+
+
+def _version(run: Run) -> str:
+    """The engine's version; ours with the commit."""
+    software = run.path.get("software", {})
+    if run.engine != "verglas":
+        return str(software.get(run.engine, "?"))
+    commit, _, changed = str(software.get("commit") or "").partition(" ")
+    return " ".join(filter(None, (str(software.get("verglas", "?")), commit[:9], changed)))
 
 
 def bf16_peak(runs: Sequence[Run]) -> float:
@@ -61,7 +72,8 @@ def _comparison(measure: Measure, job: str, values: dict[str, dict[int, float]],
 
 def _ratio(measure: Measure, pairs: Sequence[tuple[float, float]]) -> str:
     if measure in COST[:3]:
-        return f"{statistics.median(theirs / mine for mine, theirs in pairs):.1f}× less" if pairs else ""
+        less = statistics.median(theirs / mine for mine, theirs in pairs) if pairs else 0.0
+        return (f"{less:.1f}× less" if less >= 1 else f"{1 / less:.1f}× more") if less else ""
     if measure.unit == "shell":
         return f"{statistics.median(mine - theirs for mine, theirs in pairs):+g} shells" if pairs else ""
     usable = [mine / theirs for mine, theirs in pairs if theirs]

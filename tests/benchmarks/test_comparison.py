@@ -34,7 +34,8 @@ def run(engine: str, seed: int, *, verdict: str = "PASS", peak: float = 0.8, job
         verdict=verdict,
         reasons=[] if verdict == "PASS" else ["broken"],
         figures=figures,
-        path={"coarse_precision": "bf16"} if engine == "verglas" else {"precision": "double"},
+        path={"software": {"verglas": "0.1.0", "commit": "0123456789ab with changes", "relion": "3.1.3"}}
+        | ({"coarse_precision": "bf16"} if engine == "verglas" else {"precision": "double"}),
         settings={},
         commands=[["job"]],
         peak={"float32": 0.2, "bf16": peak},
@@ -102,7 +103,10 @@ def test_table_has_medians_ranges_ratios_and_bars() -> None:
     assert cells(made, "pose, median error") == ("2.1 ° (2 to 2.6)", "2.1 ° (2 to 2.2)", "1.000", "met")
     assert cells(made, "half maps, FSC 0.143") == ("6.45 Å, shell 31 (30 to 32)", "6.06 Å, shell 33 (32 to 33)", "-2 shells", "met")
     assert cells(made, "coarse precision")[:2] == ("bf16", "–") and cells(made, "precision")[:2] == ("–", "double")
+    assert cells(made, "version")[:2] == ("0.1.0 012345678 with changes", "3.1.3")
     assert "d2   Refine3D" in table(made, ("verglas", "relion"))
+    slow = [run("verglas", 1, wall_s=30.0), run("relion", 1, wall_s=10.0)]
+    assert cells(slow, "wall time")[2:] == ("3.0× more", "NOT MET (≥ 20×)")
     # without the yardstick there is nothing to be compared
     assert cells(made[:3], "wall time", ("verglas",)) == ("12 s (10 to 20)", "", "")
 
@@ -135,22 +139,31 @@ def test_product_peak_counts_two_operations_a_multiplication() -> None:
 def test_one_command_makes_runs_scores_and_keeps(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["--set", "two_states", "--particles", "40", "--box", "28", "--pixel-size", "6", "--engines", "verglas", "--snr", "1"]
-    command += ["--threads", "1", "--option", "healpix_order=1", "--option", "iterations=2", "--out", str(tmp_path)]
+    command = ["--job", "Class2D", "--particles", "40", "--box", "28", "--pixel-size", "6", "--engines", "verglas", "--snr", "1"]
+    command += ["--threads", "1", "--option", "classes=1", "--option", "iterations=4", "--option", "psi_step=30", "--out", str(tmp_path)]
     assert main(command) == 0
     said = capfd.readouterr().out
-    assert "class purity" in said and "TFLOP/s in bf16" in said and "classes 2, iterations 2" in said
+    assert "views within 20° of it" in said and "TFLOP/s in bf16" in said and "classes 1, iterations 4" in said
     kept = json.loads((tmp_path / "results.json").read_text())["runs"]
-    assert len(kept) == 1 and kept[0]["figures"]["particles"] == 40 and kept[0]["figures"]["iterations"] == 2
+    assert len(kept) == 1 and kept[0]["figures"]["particles"] == 40 and kept[0]["figures"]["iterations"] == 4
     assert kept[0]["figures"]["wall_s"] >= kept[0]["figures"]["job_s"] > 1e-3 and kept[0]["figures"]["cpu_s"] > 0
-    record = next(tmp_path.glob("*/Class3D/verglas/record.json"))
+    record = next(tmp_path.glob("*/Class2D/verglas/record.json"))
     before = record.stat().st_mtime_ns
     assert main(command) == 0
     assert record.stat().st_mtime_ns == before and json.loads((tmp_path / "results.json").read_text())["runs"] == kept
+    # a run with other words that is cut off leaves nothing that could be taken for the one before
+    monkeypatch.setattr(runs, "timed", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, "--option", "iterations=1"])
     called: list[list[str]] = []
     monkeypatch.setattr(runs, "timed", lambda words, where: called.append(words) or ({"wall_s": 1.0, "memory_mb": 1.0}, 1))
-    assert main([*command, "--option", "iterations=1"]) == 1
+    assert main(command) == 1
     assert len(called) == 1 and not record.exists()
+
+
+def cut_off(words: list[str], where: Path) -> None:
+    (where / words[-1]).mkdir()
+    raise KeyboardInterrupt
 
 
 def test_a_failed_job_is_told_and_done_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
