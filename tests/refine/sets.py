@@ -38,16 +38,20 @@ def _turned(specimen: Specimen) -> Specimen:
     return replace(specimen, position=torch.cat([own @ operator.T for operator in symmetry_operators("D2")]).numpy())
 
 
-def seen(images: torch.Tensor, table: ParticleSet) -> Observations:
+def seen(images: torch.Tensor, table: ParticleSet, device: str = "cpu") -> Observations:
     """The engine's view of a set."""
-    return Observations(table, ArrayImages(images, table.optics.pixel_size), mask_diameter=DIAMETER)
+    return Observations(table, ArrayImages(images, table.optics.pixel_size), mask_diameter=DIAMETER, device=device)
+
+
+def without_poses(table: ParticleSet) -> ParticleSet:
+    """The set as an extraction would leave it."""
+    return table.with_columns(rot=None, tilt=None, psi=None, origin_x=None, origin_y=None)
 
 
 def unknown(table: ParticleSet, *, halves: bool = False) -> Assignments:
     """Assignments without a pose, a shift or a class."""
     half: np.ndarray | None = split_halves(table, 1)[0] if halves else None
-    bare = table.with_columns(rot=None, tilt=None, psi=None, origin_x=None, origin_y=None)
-    return from_particles(bare, len(np.unique(table.column("micrograph_name"))), half)
+    return from_particles(without_poses(table), len(np.unique(table.column("micrograph_name"))), half)
 
 
 def errors(found: Assignments, table: ParticleSet, group: str) -> PoseErrors:

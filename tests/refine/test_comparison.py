@@ -5,9 +5,9 @@ from dataclasses import fields
 import pytest
 import torch
 
-from refine.sets import particles, seen, two_states, unknown
+from refine.sets import particles, seen, two_states, without_poses
 from verglas.compute import native
-from verglas.refine import comparison
+from verglas.refine import accumulate, comparison, expectation
 from verglas.refine.assignments import from_particles
 from verglas.refine.expectation import Found, expect
 from verglas.refine.grids import GivenPoses, SpaceGrid, no_shift, shifts_within
@@ -15,34 +15,43 @@ from verglas.refine.maximisation import spectrum
 from verglas.refine.model import Model, Sums
 from verglas.refine.search import Search
 from verglas.refine.start import starting_noise
+from verglas.volume import slices
 from verglas.volume.filters import lowpass
 from verglas.volume.slices import pixel_list
 
-pytestmark = pytest.mark.skipif(native.native_library(comparison.SOURCE) is None, reason="no C++ compiler")
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.skipif(native.native_library(comparison.SOURCE) is None, reason="no C++ compiler")),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+on_all = pytest.mark.parametrize("device", DEVICES)
 PIXEL = 6.0
 
 
-def both(search: Search, box: int, monkeypatch: pytest.MonkeyPatch, classes: int = 1, only: bool = False) -> list[tuple[Sums, Found]]:
+def both(
+    search: Search, box: int, device: str, monkeypatch: pytest.MonkeyPatch, classes: int = 1, only: bool = False
+) -> list[tuple[Sums, Found]]:
     """The pass compiled, and by the twins."""
     images, table, truth = particles(24, box, PIXEL, 0.3) if classes == 1 else two_states(24, box, PIXEL, 0.3)
-    view = seen(images, table)
-    own = from_particles(table, len(view.micrographs)) if search.given or search.local_sigma else unknown(table)
+    view = seen(images, table, device)
+    bare = table if search.given or search.local_sigma else without_poses(table)
+    own = from_particles(bare, len(view.micrographs), device=device)
     line = torch.linspace(-1, 1, box)
     lopsided = 1 + 0.3 * line + 0.2 * line[:, None] + 0.1 * line[:, None, None]  # or a pose and its symmetric copies would draw
-    maps = torch.stack([lowpass(each * lopsided, PIXEL, 20.0) for each in (truth if classes > 1 else truth[None])])
+    maps = torch.stack([lowpass(each * lopsided, PIXEL, 20.0) for each in (truth if classes > 1 else truth[None])]).to(device)
     tau2 = torch.stack([spectrum(each)[: view.shells] for each in maps])
-    share = torch.full((classes,), 1 / classes, dtype=torch.float64)
-    model = Model(maps, starting_noise(view, torch.arange(24), own), tau2, 9 * torch.ones_like(tau2), share, 6.0)
-    bound = torch.arange(24) % 3 - 1 if only else None
-    found = []
-    for switch in ("1", "0"):
-        monkeypatch.setenv("VERGLAS_NATIVE", switch)
-        found.append(expect(view, torch.arange(24), own, model, search, only_class=bound))
-    return found
+    share = torch.full((classes,), 1 / classes, dtype=torch.float64, device=device)
+    model = Model(maps, starting_noise(view, torch.arange(24, device=device), own), tau2, 9 * torch.ones_like(tau2), share, 6.0)
+    rows = torch.arange(24, device=device)
+    bound = rows % 3 - 1 if only else None
+    with monkeypatch.context() as plain:
+        compiled = expect(view, rows, own, model, search, only_class=bound)
+        for module in (slices, accumulate, expectation):
+            plain.setattr(module, "kernels_for", lambda *_: None)
+        return [compiled, expect(view, rows, own, model, search, only_class=bound)]
 
 
 def compare(found: list[tuple[Sums, Found]]) -> None:
-    """Equal to what float32 can tell: candidates at the edge of the kept weight may differ, and with them 1e-3 of the sums."""
+    """Equal to what float32 (tf32) can tell: at the edge of the kept weight candidates may differ, and with them 1e-3 of the sums."""
     (sums, poses), (plain_sums, plain_poses) = found
     for mine, theirs in zip(sums.tensors(), plain_sums.tensors()):
         assert (mine - theirs).abs().max() < 3e-3 * theirs.abs().max()
@@ -52,35 +61,39 @@ def compare(found: list[tuple[Sums, Found]]) -> None:
         assert (mine - theirs).abs().max() <= 2e-3 * theirs.abs().max().clamp(min=1), field.name
 
 
+@on_all
 @pytest.mark.parametrize(("box", "group", "padding"), [(32, "D2", 2), (33, "C1", 1), (32, "C3", 2)])
-def test_global_search(box: int, group: str, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_global_search(device: str, box: int, group: str, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
-    coarse, fine = pixel_list(box, 6, multiple=64), pixel_list(box, 10, multiple=64)
-    grid, shifts = SpaceGrid(1, group, generator), shifts_within(2.0, 2.0, generator)
-    compare(both(Search(grid, shifts, coarse, fine, fine, symmetry=group, padding=padding), box, monkeypatch))
+    coarse, fine = (pixel_list(box, shell, multiple=64, device=device) for shell in (6, 10))
+    grid, shifts = SpaceGrid(1, group, generator), shifts_within(2.0, 2.0, generator, device)
+    compare(both(Search(grid, shifts, coarse, fine, fine, symmetry=group, padding=padding), box, device, monkeypatch))
 
 
-def test_first_iteration_by_correlation(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = pixel_list(32, 8, multiple=64)
-    search = Search(SpaceGrid(1, "D2", None), shifts_within(2.0, 2.0, None), pixels, pixels, pixels, symmetry="D2", correlation=True)
-    compare(both(search, 32, monkeypatch))
+@on_all
+def test_first_iteration_by_correlation(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, shifts = pixel_list(32, 8, multiple=64, device=device), shifts_within(2.0, 2.0, None, device)
+    search = Search(SpaceGrid(1, "D2", None), shifts, pixels, pixels, pixels, symmetry="D2", correlation=True)
+    compare(both(search, 32, device, monkeypatch))
 
 
+@on_all
 @pytest.mark.parametrize("only", [False, True])
-def test_local_search_in_two_classes(only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    fine, full = pixel_list(32, 12, multiple=64), pixel_list(32, 15, multiple=64)
+def test_local_search_in_two_classes(device: str, only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine, full = (pixel_list(32, shell, multiple=64, device=device) for shell in (12, 15))
     grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
-    search = Search(grid, shifts_within(1.5, 1.0, None), fine, fine, full, symmetry="D2", local_sigma=5.0)
-    compare(both(search, 32, monkeypatch, classes=2, only=only))
+    search = Search(grid, shifts_within(1.5, 1.0, None, device), fine, fine, full, symmetry="D2", local_sigma=5.0)
+    compare(both(search, 32, device, monkeypatch, classes=2, only=only))
 
 
-def test_given_poses(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = particles(24, 32, PIXEL, 0.3)[1]
-    own = from_particles(table, 1)
-    pixels = pixel_list(32, 15, multiple=64)
-    compare(both(Search(GivenPoses(own.matrices), no_shift(), pixels, pixels, pixels, symmetry="D2"), 32, monkeypatch))
+@on_all
+def test_given_poses(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = from_particles(particles(24, 32, PIXEL, 0.3)[1], 1)
+    pixels = pixel_list(32, 15, multiple=64, device=device)
+    compare(both(Search(GivenPoses(own.matrices), no_shift(device), pixels, pixels, pixels, symmetry="D2"), 32, device, monkeypatch))
 
 
+@pytest.mark.skipif(native.native_library(comparison.SOURCE) is None, reason="no C++ compiler")
 def test_the_same_bits_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = pixel_list(32, 12, multiple=64)
     grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
@@ -89,7 +102,7 @@ def test_the_same_bits_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatc
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(both(search, 32, monkeypatch)[0])
+            found.append(both(search, 32, "cpu", monkeypatch)[0])
     finally:
         torch.set_num_threads(threads)
     for sums, poses in found[1:]:

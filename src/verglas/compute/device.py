@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -45,6 +47,21 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def fast_products(device: torch.device) -> Iterator[None]:
+    """Let products of float32 matrices round their factors to tf32 on a card that is made for it: 0.05 % of a factor.
+
+    METHOD.md §2: the cross term of a score is then off by 0.0013, its own spread being 4.4.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def prepare_for_threads(device: torch.device) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from verglas.refine import comparison
+from verglas.refine.groups import groups_of
+from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Sums
 from verglas.refine.observations import Batch, shift_factors
 from verglas.refine.ragged import parts_within
@@ -14,7 +16,7 @@ from verglas.refine.score import power, reals
 from verglas.refine.search import Pass
 from verglas.volume.reconstruct import add_symmetric
 
-_REALS_AT_ONCE = 1 << 25  # of shifted images held in one go
+_REALS_AT_ONCE = {"cpu": 1 << 25, "cuda": 1 << 29}  # of shifted images, or of slices, held in one go
 _LEAST_SHARE = 1e-3  # slices with less than this share of the mean weight are not back-projected
 SCALE_SSNR = 3.0  # shells that tell the strength of a micrograph's particles
 
@@ -35,10 +37,13 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     counts = torch.bincount(entries.image, minlength=len(batch))
     starts = torch.cumsum(counts, 0) - counts
     cross, energy = torch.zeros_like(batch.ctf), torch.zeros_like(batch.ctf)
-    add = _add_compiled if comparison.serves(all_of.candidates.projectors) else _add_part
-    for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE):
-        part = slice(int(starts[first]), int(starts[last - 1] + counts[last - 1]))
-        add(all_of, sums, batch, Entries(*(values[part] for values in entries)), factors, cross, energy)
+    kernels = kernels_for(all_of.candidates.projectors)
+    for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE[factors.device.type]):
+        part = Entries(*(values[int(starts[first]) : int(starts[last - 1] + counts[last - 1])] for values in entries))
+        if kernels is None:
+            _add_part(all_of, sums, batch, part, factors, cross, energy)
+        else:
+            _add_compiled(kernels, all_of, sums, batch, part, factors, cross, energy)
     weight = entries.weight.double()
     origins = all_of.origins(batch, search.shifts.fine)[entries.image, entries.shift]
     sums.offset2 += (origins.square().sum(1) * weight).sum()
@@ -61,7 +66,8 @@ def _add_part(
     numerators = _weighted_sums(images, pair[by_row], into, weight, len(rows))
     weights = _weighted_sums(batch.ctf.square(), some.image[by_row], into, weight, len(rows))
     share = torch.zeros(len(rows), device=row.device).index_add_(0, row, some.weight)
-    _back_project(all_of, sums, matrices, classes, numerators, weights, share)
+    values = torch.view_as_complex(numerators.unflatten(1, (-1, 2)))
+    _back_project(all_of, sums, matrices, classes, values, weights, share)
 
     by_pair = torch.argsort(pair, stable=True)
     expected = _weighted_sums(slices, row[by_pair], pair[by_pair], some.weight[by_pair], len(pairs))
@@ -71,36 +77,31 @@ def _add_part(
 
 
 def _add_compiled(
-    all_of: Pass, sums: Sums, batch: Batch, some: Entries, factors: torch.Tensor, cross: torch.Tensor, energy: torch.Tensor
+    kernels: ModuleType,
+    all_of: Pass,
+    sums: Sums,
+    batch: Batch,
+    some: Entries,
+    factors: torch.Tensor,
+    cross: torch.Tensor,
+    energy: torch.Tensor,
 ) -> None:
     """`_add_part` by compiled code, which samples the slices of each image again instead of keeping those of all."""
-    order = torch.argsort(some.image * (int(some.row.max()) + 1) + some.row)
-    image, row, weight = some.image[order], some.row[order], some.weight[order]
-    begins = torch.ones(len(order), dtype=torch.bool)
-    begins[1:] = (image[1:] != image[:-1]) | (row[1:] != row[:-1])
-    starts = torch.nonzero(begins)[:, 0]
-    first, last = int(image[0]), int(image[-1]) + 1
-    groups = comparison.Groups(
-        torch.cat([starts, starts.new_tensor([len(order)])]), image[starts] - first, some.shift[order], weight.contiguous()
-    )
-    rows, of_group = torch.unique(row[starts], return_inverse=True)
+    first, last = int(some.image[0]), int(some.image[-1]) + 1
+    groups, row = groups_of(some.image - first, some.row, some.shift, some.weight)
+    rows, of_group = torch.unique(row, return_inverse=True)
     matrices, classes = all_of.candidates.fine_poses(rows)
     operands = (batch.ctf[first:last], factors, groups)
-    found = comparison.sum_over_slices(
-        all_of.candidates.projectors, all_of.search.full, batch.masked[first:last], *operands, matrices[of_group], classes[of_group]
-    )
+    expected = (batch.masked[first:last], *operands, matrices[of_group], classes[of_group])
+    found = kernels.sum_over_slices(all_of.candidates.projectors, all_of.search.full, *expected)
     cross[first:last] += found[0]
     energy[first:last] += found[1]
 
-    share = torch.zeros(len(rows)).index_add_(0, of_group[torch.cumsum(begins, 0) - 1], weight)
-    kept = torch.nonzero(share > _LEAST_SHARE * share.mean())[:, 0]
     by_row = torch.argsort(of_group, stable=True)
-    ends = torch.searchsorted(of_group[by_row], torch.arange(len(rows) + 1))
-    numerators, weights = comparison.sum_into_slices(batch.unmasked[first:last], *operands, by_row, ends)
-    for number in torch.unique(classes[kept]).tolist():
-        chosen = kept[classes[kept] == number]
-        values = (numerators, weights) if len(chosen) == len(rows) else (numerators[chosen], weights[chosen])
-        add_symmetric(sums.slices[number], all_of.search.symmetry, matrices[chosen], all_of.search.full, *values)
+    ends = torch.searchsorted(of_group[by_row], torch.arange(len(rows) + 1, device=rows.device))
+    numerators, weights = kernels.sum_into_slices(batch.unmasked[first:last], *operands, by_row, ends)
+    share = torch.zeros(len(rows), device=rows.device).index_add_(0, torch.searchsorted(rows, some.row), some.weight)
+    _back_project(all_of, sums, matrices, classes, numerators, weights, share)
 
 
 def _back_project(
@@ -115,9 +116,11 @@ def _back_project(
     """Slices with weight enough go into their class's map; operators that permute the axes wait for `symmetrised`."""
     enough = share > _LEAST_SHARE * share.mean()
     for number in torch.unique(classes[enough]).tolist():
+        operands: tuple[torch.Tensor, ...] = (matrices, numerators, weights)
         chosen = enough & (classes == number)
-        values = torch.view_as_complex(numerators[chosen].unflatten(1, (-1, 2)))
-        add_symmetric(sums.slices[number], all_of.search.symmetry, matrices[chosen], all_of.search.full, values, weights[chosen])
+        if not chosen.all():
+            operands = tuple(values[chosen] for values in operands)
+        add_symmetric(sums.slices[number], all_of.search.symmetry, operands[0], all_of.search.full, *operands[1:])
 
 
 def _weighted_sums(values: torch.Tensor, which: torch.Tensor, into: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:

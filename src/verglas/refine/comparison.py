@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, Structure, byref, c_bool, c_int64, c_void_p
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library
+from verglas.compute.native import address, in_threads, native_library, why_not_native
+from verglas.refine.groups import Groups
 from verglas.refine.ragged import Lists
 from verglas.volume import slices_native
 from verglas.volume.slices import Pixels, Projector
@@ -36,22 +36,14 @@ class _Groups(Structure):
     _fields_ = (("starts", c_void_p), ("shift", c_void_p), ("weight", c_void_p))
 
 
-class Groups(NamedTuple):
-    """Weighted shifts of an image against one slice, sorted by image: group g has entries starts[g] to starts[g + 1] − 1.
-
-    starts int64 [g + 1]; image int64 [g]; shift int64 and weight float32 of the entries.
-    """
-
-    starts: torch.Tensor
-    image: torch.Tensor
-    shift: torch.Tensor
-    weight: torch.Tensor
+def can_serve() -> bool:
+    """Whether the code could be compiled."""
+    return native_library(SOURCE) is not None
 
 
-def serves(projectors: list[Projector]) -> bool:
-    """Whether compiled code compares with these references: maps in float32 on the CPU."""
-    first = projectors[0]
-    return slices_native.serves(first.table, first.dims) and native_library(SOURCE) is not None
+def why_not() -> str:
+    """Why the code, or that of the slices, is not there; empty where it is."""
+    return why_not_native(slices_native.SOURCE) or why_not_native(SOURCE)
 
 
 def score_own(

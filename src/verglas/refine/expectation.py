@@ -12,12 +12,14 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from verglas.compute.device import fast_products
 from verglas.compute.memory import batch_size, free_bytes
 from verglas.refine import comparison
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
 from verglas.refine.grids import SpaceGrid
+from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
 from verglas.refine.posterior import Normaliser, keep_weight, winner
@@ -60,10 +62,11 @@ def expect(
     found = []
     for part in rows.split(_images_at_once(all_of, dense)):
         batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
-        coarse, prior = (
-            _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch, only_class)
-        )
-        found.append(_fine(all_of, batch, coarse, prior, sums))
+        with fast_products(seen.device):
+            coarse, prior = (
+                _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch, only_class)
+            )
+            found.append(_fine(all_of, batch, coarse, prior, sums))
     return sums, Found(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Found)))
 
 
@@ -123,10 +126,9 @@ def _near(all_of: Pass, batch: Batch, only_class: torch.Tensor | None) -> Lists:
         prior = torch.zeros(len(batch), device=log_class.device)
     else:
         assert isinstance(search.grid, SpaceGrid) and search.local_sigma is not None
-        poses = all_of.assignments.matrices[batch.rows].cpu()
-        reach = _CUTOFF_SIGMAS * search.local_sigma
-        found = local_neighbours(search.grid.grid, poses, reach, search.local_sigma, search.grid.perturbation)
-        image, pose, prior = (value.to(log_class.device) for value in found)
+        poses, reach = all_of.assignments.matrices[batch.rows], _CUTOFF_SIGMAS * search.local_sigma
+        grid = search.grid.on(log_class.device)
+        image, pose, prior = local_neighbours(grid, poses, reach, search.local_sigma, search.grid.perturbation)
     classes = torch.arange(len(log_class), device=log_class.device)[:, None]
     candidate = pose + classes * len(search.grid)
     owner, log_prior = image.expand_as(candidate), prior + log_class[:, None]
@@ -198,7 +200,8 @@ def _own_scores(
     The slices of all `fan` children of a candidate stand together in `rows`.
     """
     candidates, correlation = all_of.candidates, all_of.search.correlation
-    if comparison.serves(candidates.projectors):
+    kernels = kernels_for(candidates.projectors)
+    if kernels is comparison:
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
         local = rows._replace(values=torch.arange(len(rows.values)))
         for images in chunks(rows.counts * shifts.counts, _SCORES):
@@ -206,6 +209,13 @@ def _own_scores(
             yield images, comparison.score_own(*operands, images, local, matrices, classes, shifts, correlation=correlation)
         return
     k = len(pixels)
+    if kernels is not None and not all_of.search.everywhere:
+        matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
+        for images in chunks(2 * k * (rows.counts + 2 * shifts.counts), _CHUNK[factors.device.type]):
+            place, real = padded(rows, images)
+            own = kernels.project_own(candidates.projectors, pixels, matrices[place.flatten()], classes[place.flatten()])
+            yield images, _scores_of(batch, images, own.view(*place.shape, -1), real, shifts, factors, correlation)
+        return
     cap = max(fan, int(free_bytes(factors.device) * _TABLE_SHARE) // (8 * k))
     parts = [(0, len(batch))] if len(candidates) * fan <= cap else parts_within(rows.counts, cap)
     for first, last in parts:
@@ -216,26 +226,19 @@ def _own_scores(
         own = Lists(place, rows.extra[begin:end], rows.starts[first:last] - begin, rows.counts[first:last])
         sizes = 2 * k * (own.counts + 2 * shifts.counts[first:last])
         for owners in chunks(sizes, _CHUNK[factors.device.type]):
-            yield owners + first, _scores_from_table(batch, owners, first, own, shifts, factors, table, correlation)
+            place_of, real = padded(own, owners)
+            yield owners + first, _scores_of(batch, owners + first, table[own.values[place_of]], real, shifts, factors, correlation)
 
 
-def _scores_from_table(
-    batch: Batch,
-    owners: torch.Tensor,
-    first: int,
-    rows: Lists,
-    shifts: Lists,
-    factors: torch.Tensor,
-    table: torch.Tensor,
-    correlation: bool,
+def _scores_of(
+    batch: Batch, images: torch.Tensor, slices: torch.Tensor, real: torch.Tensor, shifts: Lists, factors: torch.Tensor, correlation: bool
 ) -> torch.Tensor:
-    images, k = owners + first, factors.shape[-1]
-    row_place, row_real = padded(rows, owners)
-    shift_place, shift_real = padded(shifts, images)
-    ctf = batch.ctf[images, :k]
-    moved = shifted(batch.masked[images, :k], ctf, factors[shifts.values[shift_place]])
-    scores = own_scores(moved, ctf, table[rows.values[row_place]], correlation=correlation)
-    return scores.masked_fill_(~(row_real[:, :, None] & shift_real[:, None, :]), -torch.inf)
+    """Scores [o, r, t] of images against slices of their own [o, r, 2k], of which `real` [o, r] are there."""
+    place, there = padded(shifts, images)
+    ctf = batch.ctf[images, : factors.shape[-1]]
+    moved = shifted(batch.masked[images, : factors.shape[-1]], ctf, factors[shifts.values[place]])
+    scores = own_scores(moved, ctf, slices, correlation=correlation)
+    return scores.masked_fill_(~(real[:, :, None] & there[:, None, :]), -torch.inf)
 
 
 def _weigh(

@@ -45,22 +45,28 @@ class SpaceGrid:
     fan = 8
 
     def __init__(self, order: int, symmetry: str, generator: torch.Generator | None, psi_step: float | None = None) -> None:
-        self.grid: RotationGrid = rotation_grid(order, symmetry, psi_step)
+        self._grids = {torch.device("cpu"): rotation_grid(order, symmetry, psi_step)}
         self.order, self.step = order, 60.0 / 2**order
         self.perturbation = torch.eye(3, dtype=torch.float64)
         if generator is not None:
             self.perturbation = random_perturbation(self.step, generator)
 
     def __len__(self) -> int:
-        return len(self.grid)
+        return len(self.on(torch.device("cpu")))
+
+    def on(self, device: torch.device) -> RotationGrid:
+        """The grid, not turned, with its tensors on `device`."""
+        if device not in self._grids:
+            self._grids[device] = self.on(torch.device("cpu")).to(device)
+        return self._grids[device]
 
     def matrices(self, poses: torch.Tensor) -> torch.Tensor:
         """See `PoseGrid.matrices`."""
-        return (self.perturbation @ euler_to_matrix(self.grid.angles_of(poses.cpu()))).float().to(poses.device)
+        return (self.perturbation.to(poses.device) @ euler_to_matrix(self.on(poses.device).angles_of(poses))).float()
 
     def children(self, poses: torch.Tensor) -> torch.Tensor:
         """See `PoseGrid.children`."""
-        return (self.perturbation @ euler_to_matrix(self.grid.children(poses.cpu()))).float().to(poses.device)
+        return (self.perturbation.to(poses.device) @ euler_to_matrix(self.on(poses.device).children(poses))).float()
 
 
 class PlaneGrid:

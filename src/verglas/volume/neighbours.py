@@ -11,7 +11,7 @@ from verglas.volume.rotations import euler_to_matrix, rotation_distance
 from verglas.volume.sampling import RotationGrid, view_directions
 from verglas.volume.symmetry import symmetry_operators
 
-_CHUNK = 1 << 24  # scores of (particle, operator, direction) held at once
+_CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # scores of (particle, operator, direction) held at once
 
 
 class LocalPoses(NamedTuple):
@@ -43,7 +43,7 @@ def local_neighbours(
     operators = symmetry_operators(grid.group).to(device)
     views = view_directions(grid.directions[:, 0], grid.directions[:, 1])
     frames = euler_to_matrix(torch.nn.functional.pad(grid.directions, (0, 1)))
-    size = max(1, _CHUNK // (len(operators) * len(views)))
+    size = max(1, _CHUNK[device.type] // (len(operators) * len(views)))
     parts = []
     for start in range(0, len(matrices), size):
         copies = matrices[start : start + size, None] @ operators

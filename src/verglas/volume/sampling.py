@@ -7,8 +7,8 @@ children 2j and 2j+1 at half the step. A pose is known by its direction's place 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import torch
 
@@ -111,6 +111,10 @@ class RotationGrid:
     def __len__(self) -> int:
         return len(self.pixels) * self.n_psi
 
+    def to(self, device: torch.device | str) -> RotationGrid:
+        """The same grid with its tensors on `device`."""
+        return replace(self, pixels=self.pixels.to(device), share=self.share.to(device))
+
     @property
     def psi_step(self) -> float:
         """Step of the in-plane angle, degrees."""
@@ -167,6 +171,7 @@ def rotation_grid(
     return RotationGrid(healpix_order, group, pixels.to(device), n_psi, share[pixels].to(device))
 
 
+@cache
 def _shares(order: int, group: str) -> torch.Tensor:
     """Part of each cell of `order` inside the group's unit, counted on the 16 directions two orders finer; float64."""
     fine = 0 if group == "C1" else 2

@@ -9,16 +9,19 @@ linearly at the slice's points; back-projection is the transpose of that chain, 
     sums = FourierSums(box, 3, max_shell)
     sums.add(matrices, pixels, numerators, weights)                              # then reconstruct.reconstruct(sums)
 
-On a CPU, maps in float32 are served by compiled code (slices.cpp), which the code here defines.
+Maps in float32 are served by compiled code: slices.cpp on a CPU, slices_triton.py on a card. The code here defines what they do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 
+from verglas.compute.native import native_library
 from verglas.volume import slices_native
 from verglas.volume.fourier import irfft_centred, packed_pixels, rfft_centred
 
@@ -92,6 +95,24 @@ def sinc_squared(box: int, padding: int, dims: int, device: torch.device | str, 
     return window
 
 
+def kernels_for(grid: torch.Tensor, dims: int) -> ModuleType | None:
+    """The module of compiled code that serves a map's transform or sums, or None: then the plain code does."""
+    if dims != 3 or grid.dtype != torch.float32:
+        return None
+    if grid.device.type == "cpu":
+        return slices_native if native_library(slices_native.SOURCE) is not None else None
+    return _on_cards() if grid.device.type == "cuda" else None
+
+
+@cache
+def _on_cards() -> ModuleType | None:
+    try:
+        from verglas.volume import slices_triton
+    except ImportError:
+        return None
+    return slices_triton
+
+
 class Projector:
     """Samples central slices of one map [box] * 2 or 3 up to `max_shell`, in the map's dtype and on its device.
 
@@ -109,8 +130,8 @@ class Projector:
 
     def project(self, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill."""
-        if slices_native.serves(self.table, self.dims):
-            return slices_native.project(self.table, self.half_range, matrices, pixels, self.padding)
+        if (kernels := kernels_for(self.table, self.dims)) is not None:
+            return kernels.project(self.table, self.half_range, matrices, pixels, self.padding)  # type: ignore[no-any-return]
         out = torch.empty(len(matrices), len(pixels), dtype=self.table.dtype.to_complex(), device=self.table.device)
         for part in _parts(len(matrices), len(pixels), out.device):
             points, mirrored = _slice_points(matrices[part].to(self.table), pixels, self.padding, self.dims)
@@ -174,8 +195,8 @@ class FourierSums:
 
     def add(self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights."""
-        if slices_native.serves(self._sums, self.dims):
-            slices_native.spread(self._sums, self.shape, matrices, pixels, self.padding, numerators, weights)
+        if (kernels := kernels_for(self._sums, self.dims)) is not None:
+            kernels.spread(self._sums, self.shape, matrices, pixels, self.padding, numerators, weights)
             return
         for part in _parts(len(matrices), len(pixels), self._sums.device):
             points, mirrored = _slice_points(matrices[part].to(self._sums), pixels, self.padding, self.dims)

@@ -29,11 +29,6 @@ class Plane(Structure):
     _fields_ = (("kx", c_void_p), ("ky", c_void_p), ("count", c_int64), ("k", c_int64))
 
 
-def serves(grid: torch.Tensor, dims: int) -> bool:
-    """Whether compiled code serves this map's transform or sums."""
-    return dims == 3 and grid.device.type == "cpu" and grid.dtype == torch.float32 and native_library(SOURCE) is not None
-
-
 def grid_of(shape: tuple[int, ...] | torch.Size, half_range: int, padding: int) -> Grid:
     """The grid of an array [z, y, x, …]."""
     return Grid(shape[2], shape[1] * shape[2], half_range, padding)

@@ -1,0 +1,1 @@
+"""The engine at any size, see `__main__`."""

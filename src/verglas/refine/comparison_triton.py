@@ -1,0 +1,151 @@
+"""The kernels of the expectation on a CUDA card, with slices that are sampled, used and forgotten; see `comparison` for their twins."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from verglas.refine.groups import Groups
+from verglas.volume.slices import Pixels, Projector
+from verglas.volume.slices_triton import BLOCK, sample
+
+
+def project_own(projectors: list[Projector], pixels: Pixels, matrices: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Slices of the classes [m] at matrices [m, 3, 3], as real pairs float32 [m, 2k]."""
+    out = torch.empty(len(classes), 2 * len(pixels), device=classes.device)
+    if len(classes):
+        grid = (len(classes), triton.cdiv(len(pixels), BLOCK))
+        _project_own[grid](*_references(projectors), matrices, classes, *_plane(pixels), out, BLOCK=BLOCK)
+    return out
+
+
+def sum_into_slices(
+    images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor, groups: Groups, order: torch.Tensor, starts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `comparison.sum_into_slices`."""
+    k, rows = factors.shape[1], len(starts) - 1
+    numerators = torch.empty(rows, k, dtype=torch.complex64, device=ctf.device)
+    weights = torch.empty(rows, k, device=ctf.device)
+    if rows:
+        into = (torch.view_as_real(numerators), weights)
+        operands = (*_images(images, ctf, factors), *groups, order, starts)
+        _sum_into_slices[(rows, triton.cdiv(k, BLOCK))](*operands, *into, k, BLOCK=BLOCK)
+    return numerators, weights
+
+
+def sum_over_slices(
+    projectors: list[Projector],
+    pixels: Pixels,
+    images: torch.Tensor,
+    ctf: torch.Tensor,
+    factors: torch.Tensor,
+    groups: Groups,
+    matrices: torch.Tensor,
+    classes: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `comparison.sum_over_slices`."""
+    count = len(images)
+    cross, energy = torch.empty(2, count, len(pixels), device=ctf.device)
+    starts = torch.searchsorted(groups.image, torch.arange(count + 1, device=ctf.device))
+    grid = (count, triton.cdiv(len(pixels), BLOCK))
+    operands = (*_references(projectors), *_images(images, ctf, factors), *groups, matrices, classes, starts)
+    _sum_over_slices[grid](*operands, *_plane(pixels), cross, energy, BLOCK=BLOCK)
+    return cross, energy
+
+
+def _references(projectors: list[Projector]) -> tuple[torch.Tensor, torch.Tensor, int, int, float, float]:
+    """The first class's table, where the others' lie from there, and the grid that they share."""
+    first = projectors[0]
+    away = [(each.table.data_ptr() - first.table.data_ptr()) // 8 for each in projectors]
+    shape = first.table.shape
+    place = (shape[2], shape[1] * shape[2], float(first.half_range), float(first.padding))
+    return first.table.view(torch.int64), torch.tensor(away, device=first.table.device), *place
+
+
+def _images(images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    assert images.is_contiguous() and ctf.is_contiguous() and factors.is_contiguous() and images.shape == ctf.shape
+    return torch.view_as_real(images), ctf, torch.view_as_real(factors), images.shape[1]
+
+
+def _plane(pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    return pixels.kx, pixels.ky, pixels.count, len(pixels)
+
+
+@triton.jit
+def _complex(values, place, mask):
+    return tl.load(values + 2 * place, mask=mask, other=0.0), tl.load(values + 2 * place + 1, mask=mask, other=0.0)
+
+
+@triton.jit
+def _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK: tl.constexpr):
+    """Sum of a group's weighted phase factors at a block of pixels, and the sum of its weights."""
+    real = tl.zeros((BLOCK,), tl.float32)
+    imaginary = tl.zeros((BLOCK,), tl.float32)
+    total = 0.0
+    for entry in range(tl.load(starts + group), tl.load(starts + group + 1)):
+        share = tl.load(weight + entry)
+        re, im = _complex(factors, tl.load(shift + entry) * k + pixel, mask)
+        real += share * re
+        imaginary += share * im
+        total += share
+    return real, imaginary, total
+
+
+@triton.jit
+def _project_own(table, away, stride_y, stride_z, half, padding, matrices, classes, kx, ky, count, k, out, BLOCK: tl.constexpr):
+    row, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = pixel < count
+    x, y = tl.load(kx + pixel, mask=there, other=0.0), tl.load(ky + pixel, mask=there, other=0.0)
+    own = table + tl.load(away + tl.load(classes + row))
+    real, imaginary = sample(own, stride_y, stride_z, half, padding, matrices + 9 * row, x, y, there)
+    into = out + 2 * (row * k + pixel)
+    tl.store(into, tl.where(there, real, 0.0), mask=pixel < k)
+    tl.store(into + 1, tl.where(there, imaginary, 0.0), mask=pixel < k)
+
+
+@triton.jit
+def _sum_into_slices(
+    images, ctf, factors, stride, starts, image_of, shift, weight, order, row_starts, numerators, weights, k, BLOCK: tl.constexpr
+):
+    row, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = pixel < k
+    real = tl.zeros((BLOCK,), tl.float32)
+    imaginary = tl.zeros((BLOCK,), tl.float32)
+    power = tl.zeros((BLOCK,), tl.float32)
+    for place in range(tl.load(row_starts + row), tl.load(row_starts + row + 1)):
+        group = tl.load(order + place)
+        image = tl.load(image_of + group)
+        re, im, share = _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK)
+        transfer = tl.load(ctf + image * stride + pixel, mask=mask, other=0.0)
+        seen_re, seen_im = _complex(images, image * stride + pixel, mask)
+        real += transfer * (seen_re * re - seen_im * im)
+        imaginary += transfer * (seen_re * im + seen_im * re)
+        power += share * transfer * transfer
+    at = row * k + pixel
+    tl.store(numerators + 2 * at, real, mask=mask)
+    tl.store(numerators + 2 * at + 1, imaginary, mask=mask)
+    tl.store(weights + at, power, mask=mask)
+
+
+@triton.jit
+def _sum_over_slices(
+    table, away, stride_y, stride_z, half, padding, images, ctf, factors, stride, starts, image_of, shift, weight,
+    matrices, classes, image_starts, kx, ky, count, k, cross, energy, BLOCK: tl.constexpr,
+):  # fmt: skip
+    image, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask, there = pixel < k, pixel < count
+    x, y = tl.load(kx + pixel, mask=there, other=0.0), tl.load(ky + pixel, mask=there, other=0.0)
+    transfer = tl.load(ctf + image * stride + pixel, mask=mask, other=0.0)
+    seen_re, seen_im = _complex(images, image * stride + pixel, mask)
+    products = tl.zeros((BLOCK,), tl.float32)
+    powers = tl.zeros((BLOCK,), tl.float32)
+    for group in range(tl.load(image_starts + image), tl.load(image_starts + image + 1)):
+        re, im, share = _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK)
+        own = table + tl.load(away + tl.load(classes + group))
+        slice_re, slice_im = sample(own, stride_y, stride_z, half, padding, matrices + 9 * group, x, y, there)
+        products += (seen_re * re - seen_im * im) * slice_re + (seen_re * im + seen_im * re) * slice_im
+        powers += share * (slice_re * slice_re + slice_im * slice_im)
+    at = image * k + pixel
+    tl.store(cross + at, transfer * products, mask=mask)
+    tl.store(energy + at, transfer * transfer * powers, mask=mask)
