@@ -46,6 +46,12 @@ def cells(runs: list[Run], name: str, engines: tuple[str, ...] = ("verglas", "re
     return next(line[1:] for line in rows(runs, engines) if line[0] == name)
 
 
+@pytest.fixture(autouse=True)
+def quick_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's peak from small products, not from a second of large ones."""
+    monkeypatch.setattr("engines.product_peak", lambda threads: product_peak(threads, size=256, seconds=0.01))
+
+
 @pytest.mark.parametrize("job", ["Class2D", "Class3D", "Refine3D"])
 def test_both_engines_get_the_same_parameters(job: str) -> None:
     kind = "two_states" if job == "Class3D" else "d2"
