@@ -12,7 +12,7 @@ from verglas.records.record import Record, read_record
 
 # imported once here, not by every child process anew
 for module in walk_packages(verglas.__path__, "verglas."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", "_triton")):  # Triton comes with torch only where there are cards
         importlib.import_module(module.name)
 for name in ("scipy.ndimage", "matplotlib.backends.backend_agg", "matplotlib.figure", "mpl_toolkits.mplot3d"):
     importlib.import_module(name)

@@ -9,6 +9,7 @@ import pytest
 
 from verglas.bench import api
 from verglas.bench.api import run_bench
+from verglas.cli.help import help_page
 from verglas.cli.run import run_command, to_engine_of_run
 from verglas.errors import InputError
 from verglas.jobs.registry import job_type
@@ -41,6 +42,12 @@ def test_the_command_that_repeats_it() -> None:
     words = request(relion=Relion("3.1.3", 3, 2, ("--maxsig", "5"))).command()
     assert words[-5:] == ["--engine", "relion", "--ranks", "3", "--relion-args=--maxsig 5"]
     assert "--engine" not in request().command()
+
+
+def test_help_tells_of_relion_where_it_has_a_program() -> None:
+    page = help_page(job_type("Refine3D"))
+    assert "--engine verglas|relion" in page and "verglas job Refine3D … --engine relion --ranks 3" in page
+    assert "--engine" not in help_page(job_type("Import")) and "--ranks 2" not in help_page(job_type("MaskCreate"))
 
 
 def test_a_cluster_gives_the_ranks_their_cores(tmp_path: Path) -> None:

@@ -38,13 +38,13 @@ def folder(work: Path) -> Path:
     return work / "J"
 
 
-def found(rows: int = COUNT, models: int = 1) -> int | None:
-    last = last_whole_iteration(Path("J"), rows, models)
+def found(rows: int = COUNT, models: int = 1, most: int = 9) -> int | None:
+    last = last_whole_iteration(Path("J"), rows, models=models, most=most)
     return None if last is None else last[0]
 
 
 def test_the_last_whole_iteration(folder: Path) -> None:
-    assert found() == 2
+    assert found() == 2 and found(most=1) == 1 and found(most=0) is None
     assert found(rows=COUNT + 1) is None, "of other particles"
     for path in folder.glob("run_it00[12]*"):
         path.unlink()

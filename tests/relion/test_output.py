@@ -11,6 +11,7 @@ REFINEMENT = """ Auto-refine: Iteration= 3
  CurrentResolution= 24 Angstroms, which requires orientationSampling of at least 18.9474 degrees
  Expectation iteration 3
  Auto-refine: WARNING: The angular accuracy is worse than 10 degrees
+ Auto-refine: WARNING: You probably need not worry if the accuracy improves during the next few iterations.
  WARNING: You did not specify --angpix. The pixel size in the image header, 6 A/px, is used.
 """
 

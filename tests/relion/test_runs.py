@@ -55,6 +55,8 @@ def test_class2d_and_more_iterations_of_it(work: Path) -> None:
     assert "--continue J/run_it002_optimiser.star" in record_now["facts"]["relion_commands"][0]
     nothing = job("Class2D", "--continue", "J")
     assert nothing.code == 0 and "everything is there already" in nothing.said
+    fewer = job("Class2D", "--continue", "J", "--iterations", 2)
+    assert fewer.code == 0 and "going on after iteration 1" in fewer.said and not Path("J/run_it003_data.star").exists()
     other = job(*[word for word in CLASS2D if word not in ("--engine", "relion")], "--iterations", 3, out="J")
     assert other.code == 2 and "begun by the engine relion" in other.said
 

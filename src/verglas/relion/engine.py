@@ -121,7 +121,8 @@ class _Work:
         begun, words = self._begin(said)
         settle()
         with job.phase("compute"):
-            self._start(words, begun)
+            if words:
+                self._start(words, begun)
             if self.declared.name == "Refine3D" and not (job.out / "run_data.star").exists():
                 self._finish_refinement(said)
         with job.phase("write"):
@@ -132,7 +133,7 @@ class _Work:
                 raise VerglasError(f"RELION left a file that cannot be used: {error}") from None
 
     def _begin(self, said: list[str]) -> tuple[int, list[str]]:
-        """From which iteration on, and with which options: from the last whole one, if an earlier run left one."""
+        """After which iteration (the last whole one of an earlier run, if there was one), and with which options; none if all are done."""
         job = self.job
         if not self.program.iterates:
             return 0, said
@@ -145,13 +146,17 @@ class _Work:
         number, optimiser = found
         job.say(f"going on after iteration {number}")
         remove_iterations_after(job.out, number)
+        if number == int(value_of(said, "--auto_iter_max") or -1):
+            return number, []
         return number, going_on(self.program, optimiser, job.out, said)
 
     def _last_whole(self) -> tuple[int, Path] | None:
+        """The iteration to go on after: of a run with fewer iterations than an earlier one, none that lies beyond its end."""
         from verglas.particles import read_particles
 
-        rows = len(read_particles(self.job.inputs["particles"]))
-        return last_whole_iteration(self.job.out, rows, 2 if self.declared.name == "Refine3D" else 1)
+        rows, refinement = len(read_particles(self.job.inputs["particles"])), self.declared.name == "Refine3D"
+        most = self.job.params.iterations - 1 if refinement else self.last - 1
+        return last_whole_iteration(self.job.out, rows, models=2 if refinement else 1, most=most)
 
     def _start(self, words: list[str], begun: int) -> None:
         """Run RELION with these options, and show its iterations as ours."""

@@ -25,15 +25,15 @@ def write_references(path: Path, references: Sequence[Path]) -> None:
     write_star(path, {"": pd.DataFrame({"rlnReferenceImage": [str(reference) for reference in references]})})
 
 
-def last_whole_iteration(folder: Path, rows: int, models: int = 1) -> tuple[int, Path] | None:
-    """Number and optimiser of the last iteration whose files are all there and readable, with `rows` particles; None without one.
+def last_whole_iteration(folder: Path, rows: int, *, models: int = 1, most: int) -> tuple[int, Path] | None:
+    """Number and optimiser of the last iteration up to `most` whose files are all there and readable, with `rows` particles, or None.
 
     RELION writes its files one after the other under their final names, so what a kill left may end anywhere. `models` is 2 for a
     refinement in halves: an iteration in which they are joined already is none to go on from.
     """
     for number, path in sorted(_iterations(folder), reverse=True):
         try:
-            if number > 0 and _is_whole(folder, path, rows, models):
+            if 0 < number <= most and _is_whole(folder, path, rows, models):
                 return number, path
         except (VerglasError, ValueError, KeyError, OSError):
             continue

@@ -12,7 +12,8 @@ _CHANGES = re.compile(r"Changes in angles= (\S+) degrees; and in offsets= (\S+) 
 _UNKNOWN = re.compile(r"Option (\S+)\s+is not a valid RELION argument")
 _WARNING = re.compile(r"WARNING:\s*(.+)")
 _SIGNAL = re.compile(r"exited on signal (\d+) \(([^)]*)\)")
-_OF_NO_ACCOUNT = ("angpix", "is not a valid RELION argument")  # the header's pixel size is what we mean; the other is a failure
+# the header's pixel size is what we mean; an unknown option is a failure; the others are advice that follows a warning
+_OF_NO_ACCOUNT = ("angpix", "is not a valid RELION argument", "WARNING: You probably", "WARNING: However,", "WARNING: Sometimes")
 _MOST_WARNINGS = 20
 _NOT_YET = 900.0  # RELION's 999 for changes before there are any
 
