@@ -80,14 +80,17 @@ class Launched:
         return int(children.read_text().split()[-1])
 
 
-def launch(size: int, *words: object) -> Launched:
-    """`verglas job WORDS` as `size` ranks, as srun starts them: a process each, which know of each other by variables alone."""
+def launch(size: int, *words: object, only: int | None = None) -> Launched:
+    """`verglas job WORDS` as `size` ranks, as srun starts them: a process each, which know of each other by variables alone.
+
+    `only` so many are started.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    logs = [Path(f"rank{rank}.log").absolute() for rank in range(size)]
+    logs = [Path(f"rank{rank}.log").absolute() for rank in range(only or size)]
     variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout.flush()
-    pids = [_fork(rank, variables, logs[rank], [str(word) for word in words]) for rank in range(size)]
+    pids = [_fork(rank, variables, logs[rank], [str(word) for word in words]) for rank in range(len(logs))]
     return Launched(pids, logs)
 
 

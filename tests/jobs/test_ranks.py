@@ -167,9 +167,17 @@ def test_a_rank_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     os.kill(ranks.working(1), signal.SIGSTOP)
     assert ranks.wait(30) == [1, 1]
     reasons = record_of("hung").reasons
-    assert len(reasons) == 1 and "rank 1 on" in reasons[0] and "did not answer within 5 s" in reasons[0], reasons
+    assert len(reasons) == 1 and reasons[0].startswith("rank 1 on "), reasons
+    assert "did not answer within 5 s" in reasons[0] or "does not answer (" in reasons[0], reasons
     time.sleep(0.2)
     assert not [pid for pid in everyone if alive(pid)]
+
+
+def test_a_rank_that_never_starts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("verglas.workflow.line._ALL_CALL_S", 2.0)
+    ranks = launch(2, *REFINE, "--out", "waiting", only=1)
+    assert ranks.wait(30) == [1]
+    assert record_of("waiting").reasons[0].startswith("rank 1: did not come within 2 s")
 
 
 def test_a_wish_to_stop_is_rank_0_s_to_heed() -> None:

@@ -11,12 +11,13 @@ have come to it, at most the group's timeout: a rank that is late or gone is nam
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pickle
 import re
 import socket
-import sys
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -34,6 +35,7 @@ T = TypeVar("T")
 Phase = Callable[[str], AbstractContextManager[None]]
 _PATIENCE = "VERGLAS_RANKS_TIMEOUT"  # seconds that a rank may be behind the others
 _PATIENCE_S = 1800.0
+_SIOCGIFADDR = 0x8915  # Linux: the address of an interface
 _JOINING_S = 300.0  # until all ranks have loaded their libraries and met
 
 
@@ -59,6 +61,11 @@ class Ranks:
         """The rank's part of `rows`: the parts of ranks 0, 1, … in turn are `rows`."""
         return rows
 
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """While the others wait for what this rank does in the block, it takes the threads of those on its host too."""
+        yield
+
     def sum_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Add up each tensor over all ranks, in place on rank 0; what the others hold is undefined after it."""
 
@@ -83,16 +90,16 @@ class _Joined(Ranks):
         self.rank, self.size, self.backend = world.rank, world.size, "gloo"
         self._local_rank, self._phase, self._patience = world.local_rank, phase, timedelta(seconds=patience)
         self._cards: dist.ProcessGroup | None = None
-        self._device = torch.device("cpu")
+        self._device, self._sharing = torch.device("cpu"), 1
         self.hosts = []
         self.hosts = self.everyones(socket.gethostname())
 
     def settle(self, device: str, threads: int) -> torch.device:
         place = f"{socket.gethostname()} {sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else ''}"
-        sharing = self.everyones(place).count(place)  # ranks that may run on the same cores
+        self._sharing = self.everyones(place).count(place)  # ranks that may run on the same cores
         share_memory(self.hosts.count(socket.gethostname()))
         cores = use_threads()
-        use_threads(threads or max(1, cores // sharing))
+        use_threads(threads or max(1, cores // self._sharing))
         if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
             device = f"cuda:{self._local_rank % max(1, torch.cuda.device_count())}"
         self._device = choose_device(device)
@@ -103,6 +110,15 @@ class _Joined(Ranks):
         if self._device.type == "cuda":
             self._take_card()
         return self._device
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        own = torch.get_num_threads()
+        torch.set_num_threads(own * self._sharing)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(own)
 
     def _take_card(self) -> None:
         """Join the cards. Raises InputError where two ranks have one."""
@@ -157,12 +173,14 @@ class _Joined(Ranks):
         return self._cards if tensor.is_cuda else None
 
     def _finish(self) -> None:
+        """Wait for the card."""
         if self._cards is not None:
             torch.cuda.synchronize()
 
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Wait for all ranks, then talk; what goes wrong with that is the loss of a rank."""
+        self._finish()  # what the card still computes is no talk
         try:
             with self._phase("wait"):
                 dist.monitored_barrier(timeout=self._patience)
@@ -200,8 +218,8 @@ def join(world: World, store: dist.Store | int, phase: Phase = lambda name: null
     `phase` accounts the time of a block: `wait` for the slowest rank, `communicate` once all are there.
     """
     patience = float(os.environ.get(_PATIENCE) or _PATIENCE_S)
-    if world.address in ("127.0.0.1", "localhost") and sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if (interface := _interface_towards(world.address)) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
         limit = timedelta(seconds=min(patience, _JOINING_S))
         if isinstance(store, int):
@@ -211,6 +229,24 @@ def join(world: World, store: dist.Store | int, phase: Phase = lambda name: null
     except RuntimeError as error:
         raise RankLost(f"rank {world.rank}: not all ranks have met: {_short(str(error))}") from None
     return _Joined(world, patience, phase)
+
+
+def _interface_towards(address: str) -> str | None:
+    """The network interface by which this host reaches another: the host's own name may stand for none that others know."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            own = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                try:
+                    answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                except OSError:
+                    continue
+                if socket.inet_ntoa(answer[20:24]) == own:
+                    return name
+    except OSError:
+        pass
+    return None
 
 
 def _short(words: str) -> str:

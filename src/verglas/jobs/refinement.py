@@ -84,6 +84,15 @@ def check_one_grid(particles: ParticleSet, path: Path) -> None:
         raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
 
 
+def fits(size: int) -> bool:
+    """Whether so many bytes of images are kept in this process's memory."""
+    import torch
+
+    from verglas.compute.memory import free_bytes
+
+    return size < min(_PRELOAD_BYTES, free_bytes(torch.device("cpu")) // 2)
+
+
 def take_device(job: Job) -> torch.device:
     """Where this rank computes; the record says it, and who shares the work."""
     from collections import Counter
@@ -134,7 +143,7 @@ def prepare(job: Job, least: int) -> Prepared:
     order[by_name] = np.arange(len(kept))
     particles = kept.subset(by_name)
     source: Any = StackImages(particles)
-    preloaded = 4 * len(source) * source.box**2 < _PRELOAD_BYTES * job.ranks.size
+    preloaded = fits(4 * len(source) * source.box**2 // job.ranks.size)
     if preloaded:
         source = source.preload() if job.ranks.size == 1 else KeptImages(source)
     items.done = len(kept)

@@ -69,10 +69,11 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     rows = [torch.nonzero(before.half == half)[:, 0] for half in range(len(state.models))]
     parts = compare(ranks, seen, rows, before, state.models, search)
     if ranks.first:
-        _maximise(state, rows, parts, before, seen, settings, mask, score_shell, last)
-        state.iteration += 1
-        _judge(state, before, seen, settings, search.symmetry, score_shell, last)
-        state.history.append(_figures(state, seen, score_shell))
+        with ranks.waited_for():
+            _maximise(state, rows, parts, before, seen, settings, mask, score_shell, last)
+            state.iteration += 1
+            _judge(state, before, seen, settings, search.symmetry, score_shell, last)
+            state.history.append(_figures(state, seen, score_shell))
     return shared(ranks, state)
 
 

@@ -59,15 +59,18 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     bound = _only_class(state, settings)
     if state.iteration < settings.iterations // 3:
         model.class_weight = torch.full_like(model.class_weight, 1 / settings.classes)  # no class is favoured before it shows something
-    for sums, found in compare(ranks, seen, [rows], before, [model], search, bound):
-        take_in(state, rows, found, settings, before)
-        settle_strengths(state.assignments, [sums], settings)
-        _maximise(state, model, sums, seen, settings, mask, fresh=correlation)
-        progress = state.progress
-        progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)
-        state.iteration += 1
-        progress.finished = state.iteration >= settings.iterations
-        state.history.append(_figures(state, seen, int(search.score.shell.max())))
+    parts = compare(ranks, seen, [rows], before, [model], search, bound)
+    if ranks.first:
+        with ranks.waited_for():
+            [(sums, found)] = parts
+            take_in(state, rows, found, settings, before)
+            settle_strengths(state.assignments, [sums], settings)
+            _maximise(state, model, sums, seen, settings, mask, fresh=correlation)
+            progress = state.progress
+            progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)
+            state.iteration += 1
+            progress.finished = state.iteration >= settings.iterations
+            state.history.append(_figures(state, seen, int(search.score.shell.max())))
     return shared(ranks, state)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from verglas.compute.world import World
 from verglas.errors import InputError, RankLost
 
-ANSWER_S = 90.0  # for all ranks to call: they start together, but some hosts load slowly
+_ALL_CALL_S = 50.0  # for all ranks to call once there is work: they were started together
+_ANSWER_S = 120.0  # for rank 0 to answer: its host may load slowly
 _GONE_S = 20  # a host that says nothing for so long is taken for dead, by the kernel's own probes
 
 
@@ -76,7 +77,7 @@ class Report:
         """What is wrong with this end, in words; None if nothing is."""
         if self.code in (0, 3):
             return None
-        who = f"rank {rank} on {host}"
+        who = f"rank {rank} on {host}" if host else f"rank {rank}"
         if self.signal:
             return f"{who} was killed by {self.signal}"
         if self.error:
@@ -119,13 +120,13 @@ class Line:
                     self.reports[rank] = Report(**message["report"])
             if wire.closed and rank not in self.reports:
                 self.reports[rank] = Report()
-        if self._order is not None and self.missing and time.monotonic() - self._ordered > ANSWER_S:
+        if self._order is not None and self.missing and time.monotonic() - self._ordered > _ALL_CALL_S:
             for rank in self.missing:
-                self.reports.setdefault(rank, Report(error=f"did not call within {ANSWER_S:g} s"))
+                self.reports.setdefault(rank, Report(error=f"did not come within {_ALL_CALL_S:g} s"))
 
     def problem(self) -> str | None:
         """What is wrong with the other ranks, in one sentence: first what is a cause, then what is a consequence."""
-        ends = [(report.lost, rank, report.problem(rank, self._hosts.get(rank, "?"))) for rank, report in self.reports.items()]
+        ends = [(report.lost, rank, report.problem(rank, self._hosts.get(rank, ""))) for rank, report in self.reports.items()]
         found = sorted((lost, rank, words) for lost, rank, words in ends if words)
         return found[0][2] if found else None
 
@@ -136,6 +137,11 @@ class Line:
     def all_ended(self) -> bool:
         """Whether every rank has reported its end."""
         return len(self.reports) == self.world.size - 1
+
+    def silent(self) -> str:
+        """The ranks that have not reported an end, in words."""
+        ranks = sorted(set(range(1, self.world.size)) - set(self.reports))
+        return ", ".join(f"rank {rank} on {self._hosts.get(rank, '?')}" for rank in ranks)
 
     def end(self, code: int) -> None:
         """Tell all ranks to end with `code`, those that call within a few seconds too."""
@@ -174,7 +180,7 @@ class Line:
 
 def call(world: World) -> Wire:
     """Call rank 0. Raises RankLost if it does not answer."""
-    deadline = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + _ANSWER_S
     where = _published(world) if world.store else (world.address, world.port)
     while True:
         try:
@@ -218,7 +224,7 @@ def _store(world: World) -> Any:
 
     from torch.distributed import TCPStore
 
-    return TCPStore(world.address, world.port, is_master=False, timeout=timedelta(seconds=ANSWER_S))
+    return TCPStore(world.address, world.port, is_master=False, timeout=timedelta(seconds=_ANSWER_S))
 
 
 def _key(world: World) -> str:

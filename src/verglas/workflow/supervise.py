@@ -141,19 +141,22 @@ class _Supervisor:
 
     def _settle(self, child: Child, line: Line) -> None:
         """Wait for what the other ranks report of their end, and take the cause of a failure for the job's error."""
-        failed = child.exit_code not in (0, EXIT_LOST, None) or (child.signal and not self.ended)  # by a fault of its own
+        by_itself = child.exit_code not in (0, EXIT_LOST, None) or (child.signal and not self.ended)
+        if by_itself and child.signal and not self.run.stopped:
+            self.run.error = f"rank 0 on {socket.gethostname()} was killed by {child.signal}; {_GO_ON}"
+        if by_itself or self.run.stopped:
+            return
         deadline = time.monotonic() + (_LAST_REPORTS if child.exit_code == 0 else _REPORTS)
         line.poll()
-        while not (failed or line.cause_known() or line.all_ended()) and time.monotonic() < deadline:
+        while not (line.cause_known() or line.all_ended()) and time.monotonic() < deadline:
             time.sleep(_TICK)
             line.poll()
-        problem = line.problem()
-        if child.exit_code == 0 and not problem and not line.all_ended():
-            problem = f"ranks {sorted(set(range(1, line.world.size)) - set(line.reports))} did not end"
-        if not failed and problem and (line.cause_known() or self.run.error is None):
+        own, silent = self.run.error or "", line.silent()
+        problem = line.problem() or own
+        if silent and not line.cause_known():  # the others have lost it, and have ended
+            problem = own if own.startswith(silent) else f"{silent} does not answer" + (f" ({own})" if own else "")
+        if problem:
             self.run.error = f"{problem}; {_GO_ON}"
-        elif failed and child.signal:
-            self.run.error = f"rank 0 on {socket.gethostname()} was killed by {child.signal}; {_GO_ON}"
 
     def _keep_time(self, child: Child) -> None:
         seconds = time.monotonic() - self.started
