@@ -47,6 +47,8 @@ def test_class2d_and_more_iterations_of_it(work: Path) -> None:
     assert "--engine relion" in shlex.join(record.command) and "iteration 2 of 2" in ran.said and "iterations: 2/2" in ran.said
     assert "~~(,_" in Path("J/run.out").read_text() and "~~(,_" not in ran.said, "RELION's bars belong into the log alone"
     assert record.usage["cpu_s"] > 0.2 and 5e6 < record.usage["peak_memory_bytes"] < 2e8
+    # what RELION took alone is told apart from the whole
+    assert 0.1 < record.facts["relion_cpu_s"] < record.usage["cpu_s"] and 0 < record.facts["relion_wall_s"] < record.usage["wall_s"]
     assert [row.resources for row in collect(work)] == ["1/1/0"]
     again = job("Class2D", "--continue", "J", "--iterations", 3)
     assert again.code == 0 and "going on after iteration 2" in again.said

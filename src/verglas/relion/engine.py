@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import shlex
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,12 @@ def _first_map_outputs(params: Any, last: int) -> tuple[OutputSpec, ...]:
     )
 
 
+def _cpu_of_children() -> float:
+    """CPU seconds of all processes that this one has started and seen end, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @dataclass
 class _Work:
     """One run of RELION in a job's folder."""
@@ -111,7 +120,7 @@ class _Work:
     def run(self, outputs: list[str]) -> Items:
         """Start it, or go on where it was, until everything that the job declares is there; count the particles."""
         job = self.job
-        job.record |= {"relion_commands": []}
+        job.record |= {"relion_commands": [], "relion_wall_s": 0.0, "relion_cpu_s": 0.0}
         if all((job.out / path).exists() for path in outputs):
             job.say("everything is there already")
             return self._items()
@@ -165,7 +174,21 @@ class _Work:
         job.say(f"RELION {relion.version}: {plain}")
         job.record["relion_commands"].append(plain)
         note(job.out, f" ++++ RELION {relion.version}, with the following command(s): \n{plain}\n ++++ ")
-        command = [*launch(self.program, relion.ranks), *words]
+        with self._clocked():
+            self._follow([*launch(self.program, relion.ranks), *words], begun)
+
+    @contextmanager
+    def _clocked(self) -> Iterator[None]:
+        """Add up what RELION's processes alone take, without the Python that waits for them."""
+        facts, wall, cpu = self.job.record, time.monotonic(), _cpu_of_children()
+        try:
+            yield
+        finally:
+            facts["relion_wall_s"] += time.monotonic() - wall
+            facts["relion_cpu_s"] += _cpu_of_children() - cpu
+
+    def _follow(self, command: list[str], begun: int) -> None:
+        job = self.job
         if not self.program.iterates:
             follow(job, command, lambda heard: None)
             return
