@@ -103,6 +103,16 @@ def test_what_all_ranks_use_is_in_the_record_and_the_table() -> None:
     assert np.allclose(*(read_stack(f"{folder}/run_it003_classes.mrcs") for folder in ("used", "used_alone")), atol=1e-4)
 
 
+def test_a_first_map_by_two_ranks() -> None:
+    words = ("InitialModel", *COMMON[:6], "--symmetry", "D2", "--starts", 1, "--iterations", 4, "--write-every", 2, "--sgd-fin-resol", 25)
+    ranks = launch(2, *words, "--out", "first")
+    assert ranks.wait() == [0, 0], ranks.said()
+    assert job(*map(str, words), out="first_alone").code == 0
+    one, two = (read_map(f"{folder}/initial_model.mrc")[0] for folder in ("first_alone", "first"))
+    assert np.abs(one - two).max() < 1e-3 * one.std()
+    assert {path.name for path in Path("first").rglob("*")} == {path.name for path in Path("first_alone").rglob("*")}
+
+
 def descendants(ranks: Launched) -> list[int]:
     return [*ranks.pids, *(ranks.working(rank) for rank in range(len(ranks.pids)))]
 

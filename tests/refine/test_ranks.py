@@ -26,6 +26,7 @@ REFINE = Settings(
     dims=3, mask_diameter=DIAMETER, symmetry="D2", ini_high=50.0, healpix_order=1, local_order=2, iterations=3, offset_range_px=3.0
 )
 CLASSIFY = Settings(dims=2, mask_diameter=DIAMETER, classes=3, iterations=3, tau2_fudge=2.0, psi_step=24.0, offset_range_px=3.0)
+SORT = Settings(dims=3, mask_diameter=DIAMETER, classes=2, symmetry="D2", healpix_order=1, iterations=2, tau2_fudge=4.0, ini_high=40.0)
 FIRST = initial_model.Settings(mask_diameter=DIAMETER, symmetry="D2", classes=1, iterations=3, ini_batch=40, fin_batch=60, angle=15.0)
 
 
@@ -55,6 +56,13 @@ def classified(ranks: Ranks) -> dict[str, Any]:
     return summary(list(classify(view, shared(ranks, start), CLASSIFY, ranks=ranks))[-1])
 
 
+def sorted_in_3d(ranks: Ranks) -> dict[str, Any]:
+    images, table, truth = particles(COUNT, BOX, PIXEL, 0.3)
+    view = seen(images, table)
+    start = first_state(view, unknown(table), truth.expand(2, -1, -1, -1), SORT)
+    return summary(list(classify(view, shared(ranks, start), SORT, ranks=ranks))[-1])
+
+
 def begun(ranks: Ranks, classes: int = 1) -> dict[str, Any]:
     images, table, _ = particles(COUNT, BOX, PIXEL, 0.3)
     model = initial_model.InitialModel(seen(images, table), replace(FIRST, classes=classes), ranks)
@@ -71,7 +79,13 @@ def begun_in_classes(ranks: Ranks) -> dict[str, Any]:
 
 
 Work = Callable[[Ranks], dict[str, Any]]
-WORKS: dict[str, Work] = {"refined": refined, "classified": classified, "begun": begun, "begun in classes": begun_in_classes}
+WORKS: dict[str, Work] = {
+    "refined": refined,
+    "classified": classified,
+    "sorted in 3D": sorted_in_3d,
+    "begun": begun,
+    "begun in classes": begun_in_classes,
+}
 
 
 @cache
