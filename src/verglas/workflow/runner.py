@@ -118,10 +118,11 @@ def new_record(request: JobRequest, place: Place, entries: list[dict[str, Any]],
 
 
 def _resources(request: JobRequest) -> dict[str, Any]:
-    """Ranks, threads of each and device: of our engine, or of RELION, which is given no GPU."""
+    """Ranks, threads of each and device: of our engine, or of RELION, which takes no GPU unless it is told to."""
     taken = {"ranks": 1, "threads": request.params.threads or usable_cores(), "device": request.params.device}
     if request.relion is not None:
-        taken = {"ranks": request.relion.ranks, "threads": request.relion.threads, "device": "cpu"}
+        device = "cuda" if "--gpu" in request.relion.extra else "cpu"
+        taken = {"ranks": request.relion.ranks, "threads": request.relion.threads, "device": device}
     return {**taken, "gpus": 0, "pid": os.getpid()}
 
 
