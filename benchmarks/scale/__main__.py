@@ -14,6 +14,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,18 +54,32 @@ def main() -> int:
     rows = []
     run = refine(seen, state, settings) if given.job == "Refine3D" else classify(seen, state, settings)
     with Phases(device) as phases:
-        before = time.perf_counter()
-        for state in run:
+        while not state.progress.finished and not (given.stop_after and state.iteration >= given.stop_after):
+            start = time.perf_counter()
+            with _profiled(state.iteration + 1 in given.profile, device):
+                state = next(run)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            now, figures = time.perf_counter(), state.history[-1]
-            rows.append({"seconds": now - before, **figures, "significant": float(state.assignments.significant.double().mean())})
-            print(f"{now - before:.2f} s, {describe(state)}, kept {rows[-1]['significant']:.1f}", flush=True)
-            before = time.perf_counter()
-            if given.stop_after and state.iteration >= given.stop_after:
-                break
+            seconds, kept = time.perf_counter() - start, float(state.assignments.significant.double().mean())
+            rows.append({"seconds": seconds, **state.history[-1], "significant": kept})
+            print(f"{seconds:.2f} s, {describe(state)}, kept {kept:.1f}", flush=True)
     _tell(given, device, phases, rows, _scores(state, truth, particles, settings))
     return 0
+
+
+@contextmanager
+def _profiled(wanted: bool, device: torch.device) -> Iterator[None]:
+    """Print where the time of the block went, by operation; the profiler slows what it looks at."""
+    if not wanted:
+        yield
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        yield
+    order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(profile.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60))
 
 
 def _options() -> argparse.Namespace:
@@ -75,6 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=25)
     parser.add_argument("--stop-after", type=int, default=0, help="iterations to run, where fewer than the job would")
+    parser.add_argument("--profile", type=int, nargs="*", default=[], help="iterations to profile")
     parser.add_argument("--symmetry", default="D2")
     parser.add_argument("--limit", type=float, default=0.0, help="Å, nothing finer is compared")
     parser.add_argument("--device", default="auto")

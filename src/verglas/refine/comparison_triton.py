@@ -7,17 +7,39 @@ import triton
 import triton.language as tl
 
 from verglas.refine.groups import Groups
+from verglas.refine.ragged import Lists, padded
+from verglas.refine.score import shifted
 from verglas.volume.slices import Pixels, Projector
-from verglas.volume.slices_triton import BLOCK, sample
+from verglas.volume.slices_triton import BLOCK, packed, sample
 
 
-def project_own(projectors: list[Projector], pixels: Pixels, matrices: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Slices of the classes [m] at matrices [m, 3, 3], as real pairs float32 [m, 2k]."""
-    out = torch.empty(len(classes), 2 * len(pixels), device=classes.device)
-    if len(classes):
-        grid = (len(classes), triton.cdiv(len(pixels), BLOCK))
-        _project_own[grid](*_references(projectors), matrices, classes, *_plane(pixels), out, BLOCK=BLOCK)
-    return out
+def score_own(
+    projectors: list[Projector],
+    pixels: Pixels,
+    images: torch.Tensor,
+    ctf: torch.Tensor,
+    factors: torch.Tensor,
+    which: torch.Tensor,
+    slices: Lists,
+    matrices: torch.Tensor,
+    classes: torch.Tensor,
+    shifts: Lists,
+    *,
+    correlation: bool,
+) -> torch.Tensor:
+    """As `comparison.score_own`; the slices of all images `which` are in memory at once, and meet their shifts in one product."""
+    k = len(pixels)
+    row, real = padded(slices, which)
+    column, there = padded(shifts, which)
+    values = torch.empty(*row.shape, 2 * k, device=ctf.device)
+    energy = torch.zeros(row.shape, device=ctf.device)
+    chosen, image = slices.values[row].flatten(), which.repeat_interleave(row.shape[1])
+    operands = (*_references(projectors), matrices, classes, chosen, image, ctf, ctf.shape[1], *_plane(pixels))
+    _sample_own[(len(chosen), triton.cdiv(k, BLOCK))](*operands, values, energy, BLOCK=BLOCK)
+    moved = shifted(images[which, :k], ctf[which, :k], factors[shifts.values[column]])
+    cross, energy = torch.bmm(values, moved.mT), energy[:, :, None]
+    scores = cross / energy.sqrt().clamp(min=1e-20) if correlation else cross - 0.5 * energy
+    return scores.masked_fill_(~(real[:, :, None] & there[:, None, :]), -torch.inf)
 
 
 def sum_into_slices(
@@ -54,13 +76,13 @@ def sum_over_slices(
     return cross, energy
 
 
-def _references(projectors: list[Projector]) -> tuple[torch.Tensor, torch.Tensor, int, int, float, float]:
-    """The first class's table, where the others' lie from there, and the grid that they share."""
-    first = projectors[0]
-    away = [(each.table.data_ptr() - first.table.data_ptr()) // 8 for each in projectors]
-    shape = first.table.shape
+def _references(projectors: list[Projector]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, float, float]:
+    """The first class's table in halves, where the others' lie from there, their scales, and the grid that they share."""
+    tables, scales = zip(*map(packed, projectors))
+    away = [(table.data_ptr() - tables[0].data_ptr()) // table.element_size() for table in tables]
+    first, shape = projectors[0], projectors[0].table.shape
     place = (shape[2], shape[1] * shape[2], float(first.half_range), float(first.padding))
-    return first.table.view(torch.int64), torch.tensor(away, device=first.table.device), *place
+    return tables[0], *(torch.tensor(values, device=tables[0].device) for values in (away, scales)), *place
 
 
 def _images(images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
@@ -93,15 +115,29 @@ def _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK: tl.con
 
 
 @triton.jit
-def _project_own(table, away, stride_y, stride_z, half, padding, matrices, classes, kx, ky, count, k, out, BLOCK: tl.constexpr):
+def _slice(table, away, scales, class_, stride_y, stride_z, half, padding, matrix, x, y, mask):
+    """A block of a class's slice."""
+    own, scale = table + tl.load(away + class_), tl.load(scales + class_)
+    real, imaginary = sample(own, stride_y, stride_z, half, padding, matrix, x, y, mask, True)
+    return tl.where(mask, scale * real, 0.0), tl.where(mask, scale * imaginary, 0.0)
+
+
+@triton.jit
+def _sample_own(
+    table, away, scales, stride_y, stride_z, half, padding, matrices, classes, chosen, image_of, ctf, stride, kx, ky, count, k,
+    values, energy, BLOCK: tl.constexpr,
+):  # fmt: skip
     row, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = pixel < count
     x, y = tl.load(kx + pixel, mask=there, other=0.0), tl.load(ky + pixel, mask=there, other=0.0)
-    own = table + tl.load(away + tl.load(classes + row))
-    real, imaginary = sample(own, stride_y, stride_z, half, padding, matrices + 9 * row, x, y, there)
-    into = out + 2 * (row * k + pixel)
-    tl.store(into, tl.where(there, real, 0.0), mask=pixel < k)
-    tl.store(into + 1, tl.where(there, imaginary, 0.0), mask=pixel < k)
+    pose = tl.load(chosen + row)
+    class_, matrix = tl.load(classes + pose), matrices + 9 * pose
+    real, imaginary = _slice(table, away, scales, class_, stride_y, stride_z, half, padding, matrix, x, y, there)
+    into = values + 2 * (row * k + pixel)
+    tl.store(into, real, mask=pixel < k)
+    tl.store(into + 1, imaginary, mask=pixel < k)
+    transfer = tl.load(ctf + tl.load(image_of + row) * stride + pixel, mask=there, other=0.0)
+    tl.atomic_add(energy + row, tl.sum(transfer * transfer * (real * real + imaginary * imaginary)), sem="relaxed")
 
 
 @triton.jit
@@ -130,7 +166,7 @@ def _sum_into_slices(
 
 @triton.jit
 def _sum_over_slices(
-    table, away, stride_y, stride_z, half, padding, images, ctf, factors, stride, starts, image_of, shift, weight,
+    table, away, scales, stride_y, stride_z, half, padding, images, ctf, factors, stride, starts, image_of, shift, weight,
     matrices, classes, image_starts, kx, ky, count, k, cross, energy, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -142,8 +178,8 @@ def _sum_over_slices(
     powers = tl.zeros((BLOCK,), tl.float32)
     for group in range(tl.load(image_starts + image), tl.load(image_starts + image + 1)):
         re, im, share = _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK)
-        own = table + tl.load(away + tl.load(classes + group))
-        slice_re, slice_im = sample(own, stride_y, stride_z, half, padding, matrices + 9 * group, x, y, there)
+        class_, matrix = tl.load(classes + group), matrices + 9 * group
+        slice_re, slice_im = _slice(table, away, scales, class_, stride_y, stride_z, half, padding, matrix, x, y, there)
         products += (seen_re * re - seen_im * im) * slice_re + (seen_re * im + seen_im * re) * slice_im
         powers += share * (slice_re * slice_re + slice_im * slice_im)
     at = image * k + pixel

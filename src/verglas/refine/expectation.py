@@ -14,7 +14,6 @@ import torch
 
 from verglas.compute.device import fast_products
 from verglas.compute.memory import batch_size, free_bytes
-from verglas.refine import comparison
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
@@ -29,8 +28,7 @@ from verglas.refine.search import Pass, Search
 from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
 
-_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # reals gathered for one product: a share of a core's cache; of a card's memory
-_SCORES = 1 << 24  # scores held at once by the compiled comparison
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 29}  # reals held for one product: a share of a core's cache; of a card's memory
 _TABLE_SHARE = 0.15  # of the free memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
@@ -199,22 +197,16 @@ def _own_scores(
 
     The slices of all `fan` children of a candidate stand together in `rows`.
     """
-    candidates, correlation = all_of.candidates, all_of.search.correlation
-    kernels = kernels_for(candidates.projectors)
-    if kernels is comparison:
+    candidates, search = all_of.candidates, all_of.search
+    k, kernels = len(pixels), kernels_for(candidates.projectors)
+    # on a card many images share the slices of a search everywhere: a table of them is then cheaper than sampling for each image
+    if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
-        local = rows._replace(values=torch.arange(len(rows.values)))
-        for images in chunks(rows.counts * shifts.counts, _SCORES):
+        local = rows._replace(values=torch.arange(len(rows.values), device=factors.device))
+        held = 2 * k * (rows.counts + 2 * shifts.counts) if factors.is_cuda else rows.counts * shifts.counts
+        for images in chunks(held, _CHUNK[factors.device.type]):
             operands = (candidates.projectors, pixels, batch.masked, batch.ctf, factors)
-            yield images, comparison.score_own(*operands, images, local, matrices, classes, shifts, correlation=correlation)
-        return
-    k = len(pixels)
-    if kernels is not None and not all_of.search.everywhere:
-        matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
-        for images in chunks(2 * k * (rows.counts + 2 * shifts.counts), _CHUNK[factors.device.type]):
-            place, real = padded(rows, images)
-            own = kernels.project_own(candidates.projectors, pixels, matrices[place.flatten()], classes[place.flatten()])
-            yield images, _scores_of(batch, images, own.view(*place.shape, -1), real, shifts, factors, correlation)
+            yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
     cap = max(fan, int(free_bytes(factors.device) * _TABLE_SHARE) // (8 * k))
     parts = [(0, len(batch))] if len(candidates) * fan <= cap else parts_within(rows.counts, cap)
@@ -227,7 +219,7 @@ def _own_scores(
         sizes = 2 * k * (own.counts + 2 * shifts.counts[first:last])
         for owners in chunks(sizes, _CHUNK[factors.device.type]):
             place_of, real = padded(own, owners)
-            yield owners + first, _scores_of(batch, owners + first, table[own.values[place_of]], real, shifts, factors, correlation)
+            yield owners + first, _scores_of(batch, owners + first, table[own.values[place_of]], real, shifts, factors, search.correlation)
 
 
 def _scores_of(

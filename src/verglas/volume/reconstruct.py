@@ -16,6 +16,7 @@ from verglas.volume.slices import FourierSums, Pixels, crop_centred, embed, sinc
 from verglas.volume.symmetry import symmetry_operators
 
 _CORNER_EDGE_PX = 3.0
+_LANES = 256
 _LEAST_WEIGHT = 1e-3  # of the shell's mean: keeps voxels that no slice came near from being blown up
 
 
@@ -75,7 +76,7 @@ def symmetrised(sums: FourierSums, group: str) -> FourierSums:
     for operator in operators:
         total += _turned(full, operator)[:, :, half:]
     total[:, :, 0] /= 2  # the mates on that plane are in already, and `FourierSums` adds them again
-    out.data.copy_(total.view(-1, 3))
+    out.data[:, :3] = total.view(-1, 3)
     return out
 
 
@@ -130,9 +131,15 @@ def _turned(full: torch.Tensor, operator: torch.Tensor) -> torch.Tensor:
 def _shell_mean(values: torch.Tensor, shells: torch.Tensor, inside: torch.Tensor, count: int) -> torch.Tensor:
     """Mean of `values` over the grid points of each shell, float64 [count]."""
     member = inside.double()
-    zero = torch.zeros(count, dtype=torch.float64, device=values.device)
-    total = zero.index_add(0, shells.flatten(), (values.double() * member).flatten())
-    return total / zero.index_add(0, shells.flatten(), member.flatten()).clamp(min=1)
+    total, points = (_sum_by(shells.flatten(), part.flatten(), count) for part in (values.double() * member, member))
+    return total / points.clamp(min=1)
+
+
+def _sum_by(index: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Sum of the values [n] of each index, [count]; on a card over many copies of the few sums, which else all would wait for."""
+    lanes = _LANES if values.is_cuda else 1
+    place = index + count * (torch.arange(len(index), device=index.device) % lanes)
+    return values.new_zeros(lanes * count).index_add_(0, place, values).view(lanes, count).sum(0)
 
 
 def _of_length(values: torch.Tensor, length: int) -> torch.Tensor:

@@ -168,7 +168,9 @@ class FourierSums:
         self._half_range = half_range(max_shell, padding)
         side = 2 * self._half_range + 1
         self.shape = (*[side] * (dims - 1), self._half_range + 1)
-        self._sums = torch.zeros(torch.Size(self.shape).numel(), 3, device=device, dtype=dtype)
+        # four numbers a voxel on a card, which then adds to all of them at once
+        width = 4 if torch.device(device).type == "cuda" else 3
+        self._sums = torch.zeros(torch.Size(self.shape).numel(), width, device=device, dtype=dtype)
 
     @property
     def numerator(self) -> torch.Tensor:
@@ -182,7 +184,7 @@ class FourierSums:
 
     @property
     def data(self) -> torch.Tensor:
-        """The accumulator itself [voxels, 3] (real, imaginary, weight): what ranks add up."""
+        """The accumulator itself [voxels, 3 or 4] (real, imaginary, weight, and nothing): what ranks add up."""
         return self._sums
 
     def shells(self) -> torch.Tensor:
