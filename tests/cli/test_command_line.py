@@ -92,6 +92,14 @@ def test_examples_in_the_help_are_understood(name: str) -> None:
         assert all(request.inputs.get(needed) for needed in given), example
 
 
+def test_a_choice_may_be_a_number() -> None:
+    declared = job_type("Refine3D")
+    words = ["--particles", "p.star", "--reference", "m.mrc", "--mask-diameter", "100", "--pad"]
+    assert to_request(declared, parse(declared, [*words, "1"])).params.pad == 1  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="--pad: found '3', expected 1 or 2"):
+        to_request(declared, parse(declared, [*words, "3"]))
+
+
 def test_dashes_and_underscores_are_one(tmp_path: Path) -> None:
     declared = job_type("MaskCreate")
     one = to_request(declared, parse(declared, ["--map", "m.mrc", "--width-mask-edge", "5"]))

@@ -74,7 +74,7 @@ def info_flag(info: Any) -> str:
 
 
 def _value(annotation: Any, value: Any) -> Any:
-    """Text as the parameter's type takes it: `none` for nothing, commas between the items of a list."""
+    """Text as the parameter's type takes it: `none` for nothing, commas between the items of a list, a choice that is a number."""
     if not isinstance(value, str):
         return value
     kinds = kinds_of(annotation)
@@ -82,6 +82,11 @@ def _value(annotation: Any, value: Any) -> Any:
         return None
     if any(typing.get_origin(kind) in (list, tuple) for kind in kinds):
         return [part.strip() for part in value.split(",") if part.strip()]
+    for kind in kinds:
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        for choice in choices:
+            if not isinstance(choice, str) and value == str(choice):
+                return choice
     return value
 
 
