@@ -47,7 +47,7 @@ def test_the_command_that_repeats_it() -> None:
 def test_help_tells_of_relion_where_it_has_a_program() -> None:
     page = help_page(job_type("Refine3D"))
     assert "--engine verglas|relion" in page and "verglas job Refine3D … --engine relion --ranks 3" in page
-    assert "--engine" not in help_page(job_type("Import")) and "--ranks 2" not in help_page(job_type("MaskCreate"))
+    assert "By RELION" not in help_page(job_type("Import")) and "--ranks 2" not in help_page(job_type("MaskCreate"))
 
 
 def test_a_cluster_gives_the_ranks_their_cores(tmp_path: Path) -> None:

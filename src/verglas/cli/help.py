@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from verglas.cli.fields import kinds_of
-from verglas.cli.options import ENGINE_OPTIONS, RUNNER_FLAGS, RUNNER_OPTIONS
+from verglas.cli.options import RUNNER_FLAGS, RUNNER_OPTIONS
 from verglas.jobs.declaration import JobType
 from verglas.relion.programs import PROGRAMS
 from verglas.workflow.request import option
@@ -27,8 +27,7 @@ def help_page(declared: JobType) -> str:
     for title, names in (("Parameters:", own), ("Parameters of every job:", _common())):
         parts += ["", title, *(field_entry(name, declared.params.model_fields[name]) for name in names)]
     parts += ["", "The run:"]
-    options = {name: words for name, words in RUNNER_OPTIONS.items() if name not in ENGINE_OPTIONS or declared.name in PROGRAMS}
-    parts += [entry(option(name), metavar, text, []) for name, (metavar, text) in options.items()]
+    parts += [entry(option(name), metavar, text, []) for name, (metavar, text) in RUNNER_OPTIONS.items()]
     parts += [entry(option(name), "", text, []) for name, text in RUNNER_FLAGS.items()]
     parts += ["", *_by_relion(declared)] if declared.name in PROGRAMS else []
     parts += ["", "On a cluster:", f"  verglas job {declared.name} … --submit relion_qsub.sh --queue gpu --extra1 24:00:00 --threads 8"]
