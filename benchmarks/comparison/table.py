@@ -10,7 +10,7 @@ from comparison.runs import Run
 from verglas.records.render import in_columns
 
 YARDSTICK = "relion"
-PATH_FACTS = ("device", "coarse_precision", "precision", "path", "preloaded")
+PATH_FACTS = ("device", "coarse_precision", "precision", "slices", "preloaded")
 
 
 def table(runs: Sequence[Run], engines: Sequence[str]) -> str:

@@ -122,6 +122,7 @@ def prepare(job: Job, least: int) -> Prepared:
     import numpy as np
 
     from verglas.particles import KeptImages, StackImages
+    from verglas.refine.kernels import path_taken
     from verglas.refine.observations import Observations, unusable
 
     params, device = job.params, take_device(job)
@@ -147,7 +148,9 @@ def prepare(job: Job, least: int) -> Prepared:
     if preloaded:
         source = source.preload() if job.ranks.size == 1 else KeptImages(source)
     items.done = len(kept)
-    job.record |= {"coarse_precision": precision(params, device), "preloaded": preloaded}
+    job.record |= {"coarse_precision": precision(params, device), "slices": path_taken(device), "preloaded": preloaded}
+    if job.record["slices"].startswith("torch"):
+        job.warn(f"slices are sampled by {job.record['slices']}: local searches take about ten times as long")
     seen = Observations(
         particles,
         source,

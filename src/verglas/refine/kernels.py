@@ -23,7 +23,7 @@ def kernels_for(projectors: list[Projector]) -> ModuleType | None:
 def path_taken(device: torch.device) -> str:
     """What samples and sums slices on `device`, for a job's record: compiled C++, Triton, or torch and why."""
     if device.type == "cuda":
-        return "Triton" if _on_cards() is not None else "torch (Triton is not installed)"
+        return "Triton, products in tf32" if _on_cards() is not None else "torch (Triton is not installed)"
     reason = comparison.why_not()
     return f"torch ({reason})" if reason else "compiled C++"
 
