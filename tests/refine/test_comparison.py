@@ -10,7 +10,7 @@ from verglas.compute import native
 from verglas.refine import accumulate, comparison, expectation
 from verglas.refine.assignments import from_particles
 from verglas.refine.expectation import Found, expect
-from verglas.refine.grids import GivenPoses, SpaceGrid, no_shift, shifts_within
+from verglas.refine.grids import GivenPoses, PlaneGrid, SpaceGrid, no_shift, shifts_within
 from verglas.refine.maximisation import spectrum
 from verglas.refine.model import Model, Sums
 from verglas.refine.search import Search
@@ -38,6 +38,8 @@ def both(
     line = torch.linspace(-1, 1, box)
     lopsided = 1 + 0.3 * line + 0.2 * line[:, None] + 0.1 * line[:, None, None]  # or a pose and its symmetric copies would draw
     maps = torch.stack([lowpass(each * lopsided, PIXEL, 20.0) for each in (truth if classes > 1 else truth[None])]).to(device)
+    if isinstance(search.grid, PlaneGrid):
+        maps = torch.stack([maps[0].sum(0), maps[1].sum(1)])
     tau2 = torch.stack([spectrum(each)[: view.shells] for each in maps])
     share = torch.full((classes,), 1 / classes, dtype=torch.float64, device=device)
     model = Model(maps, starting_noise(view, torch.arange(24, device=device), own), tau2, 9 * torch.ones_like(tau2), share, 6.0)
@@ -46,7 +48,7 @@ def both(
     with monkeypatch.context() as plain:
         compiled = expect(view, rows, own, model, search, only_class=bound)
         for module in (slices, accumulate, expectation):
-            plain.setattr(module, "kernels_for", lambda *_: None)
+            plain.setattr(module, "kernels_for", lambda _: None)
         return [compiled, expect(view, rows, own, model, search, only_class=bound)]
 
 
@@ -85,6 +87,14 @@ def test_local_search_in_two_classes(device: str, only: bool, monkeypatch: pytes
     grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
     search = Search(grid, shifts_within(1.5, 1.0, None, device), fine, fine, full, symmetry="D2", local_sigma=5.0)
     compare(both(search, 32, device, monkeypatch, classes=2, only=only))
+
+
+@on_all
+def test_averages_in_two_classes(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    coarse, fine = (pixel_list(32, shell, multiple=64, device=device) for shell in (6, 11))
+    search = Search(PlaneGrid(30.0, generator), shifts_within(2.0, 2.0, generator, device), coarse, fine, fine)
+    compare(both(search, 32, device, monkeypatch, classes=2))
 
 
 @on_all

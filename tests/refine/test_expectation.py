@@ -1,5 +1,6 @@
 """One pass over particles: its sums against a plain evaluation image by image, its poses against the truth."""
 
+import numpy as np
 import torch
 
 from refine.sets import errors, particles, seen, unknown
@@ -73,6 +74,21 @@ def test_true_poses_give_the_noise_back() -> None:
     expected = 0.5 * BOX**2 * float(view.mask.square().mean())
     assert (new_noise(sums, view, model.sigma2)[0, 3:] / expected - 1).abs().max() < 0.12
     assert (new_scale(sums, own.scale) - 1).abs().max() < 0.15
+
+
+def test_noise_at_the_start_is_that_of_each_group() -> None:
+    """Also where the groups take turns, so that every so-manyth particle is of one of them, and where one has few particles."""
+    images, table, _ = particles(40, BOX, PIXEL, 0.02, groups=2)
+    for second in (range(1, 40, 2), (7, 11), (39,)):
+        group = np.ones(40, np.int64)
+        group[list(second)] = 2
+        louder = images * torch.from_numpy(1 + 2.0 * (group == 2))[:, None, None].float()
+        own = table.with_columns(optics_group=group)
+        view = seen(louder, own)
+        for most in (20, 1000):
+            noise = starting_noise(view, torch.arange(40), unknown(own), most)
+            ratio = noise[1, 4:].mean() / noise[0, 4:].mean()
+            assert 5.0 < ratio < 16.0, (second, most, ratio)
 
 
 def test_global_search_finds_the_poses() -> None:

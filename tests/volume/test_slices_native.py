@@ -7,67 +7,78 @@ import torch
 
 from verglas.compute import native
 from verglas.volume import slices_native
-from verglas.volume.rotations import random_rotations
+from verglas.volume.rotations import euler_to_matrix, random_rotations
 from verglas.volume.slices import FourierSums, Projector, pixel_list
 
 compiled = pytest.mark.skipif(native.native_library(slices_native.SOURCE) is None, reason="no C++ compiler")
 
 
-def slices_of(box: int, shell: int, padding: int, least: int) -> tuple[Projector, torch.Tensor, tuple]:
+def orientations(n: int, dims: int, generator: torch.Generator) -> torch.Tensor:
+    """Random rotations [n, 3, 3], of flat maps in their plane."""
+    if dims == 3:
+        return random_rotations(n, generator).float()
+    return euler_to_matrix(torch.nn.functional.pad(360 * torch.rand(n, 1, generator=generator), (2, 0))).float()
+
+
+def slices_of(box: int, shell: int, padding: int, least: int, dims: int = 3) -> tuple[Projector, torch.Tensor, tuple]:
     """A map of noise, 9 orientations, and pixels with values and weights of 9 slices."""
     generator = torch.Generator().manual_seed(box)
-    projector = Projector(torch.randn(box, box, box, generator=generator), shell, padding)
+    projector = Projector(torch.randn([box] * dims, generator=generator), shell, padding)
     pixels = pixel_list(box, shell, min_shell=least, multiple=64)
     values = torch.randn(9, len(pixels), generator=generator, dtype=torch.complex64)
-    matrices = random_rotations(9, generator).float()
+    matrices = orientations(9, dims, generator)
     matrices[0] = torch.eye(3)  # points on grid points
     return projector, matrices, (pixels, values, torch.rand(9, len(pixels), generator=generator))
 
 
-def summed(box: int, shell: int, padding: int, matrices: torch.Tensor, pixels: object, *values: torch.Tensor) -> FourierSums:
-    sums = FourierSums(box, 3, shell, padding)
+def summed(like: Projector, matrices: torch.Tensor, pixels: object, *values: torch.Tensor) -> FourierSums:
+    sums = FourierSums(like.box, like.dims, like.max_shell, like.padding)
     sums.add(matrices, pixels, *values)  # type: ignore[arg-type]
     return sums
 
 
 @compiled
+@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("box", "shell", "padding", "least"), [(24, 11, 2, 1), (25, 12, 2, 0), (31, 9, 1, 1), (16, 7, 3, 0)])
-def test_slices_and_sums_are_those_of_the_twin(box: int, shell: int, padding: int, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    projector, matrices, (pixels, values, weights) = slices_of(box, shell, padding, least)
+def test_slices_and_sums_are_those_of_the_twin(
+    dims: int, box: int, shell: int, padding: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projector, matrices, (pixels, values, weights) = slices_of(box, shell, padding, least, dims)
     ours = projector.project(matrices, pixels)
-    sums = [summed(box, shell, padding, matrices, pixels, *given).data for given in ((values, weights), (values,))]
+    sums = [summed(projector, matrices, pixels, *given).data for given in ((values, weights), (values,))]
     monkeypatch.setenv("VERGLAS_NATIVE", "0")
     theirs = projector.project(matrices, pixels)
     assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
     assert not ours[:, pixels.count :].abs().any()
     for mine, given in zip(sums, ((values, weights), (values,))):
-        plain = summed(box, shell, padding, matrices, pixels, *given).data
+        plain = summed(projector, matrices, pixels, *given).data
         assert (mine - plain).abs().max() < 2e-6 * plain.abs().max()
 
 
 @compiled
-@pytest.mark.parametrize(("box", "padding"), [(24, 2), (25, 1)])
-def test_sums_are_the_transpose_of_slices(box: int, padding: int) -> None:
+@pytest.mark.parametrize(("box", "padding", "dims"), [(24, 2, 3), (25, 1, 3), (25, 2, 2)])
+def test_sums_are_the_transpose_of_slices(box: int, padding: int, dims: int) -> None:
     shell = (box - 1) // 2
     generator = torch.Generator().manual_seed(3)
-    volume = torch.randn(box, box, box, generator=generator)
-    pixels = pixel_list(box, shell)
+    volume = torch.randn([box] * dims, generator=generator)
+    projector, pixels = Projector(volume, shell, padding), pixel_list(box, shell)
     values = torch.randn(7, len(pixels), generator=generator, dtype=torch.complex64)
-    matrices = random_rotations(7, generator).float()
-    forward = (values.conj() * Projector(volume, shell, padding).project(matrices, pixels)).sum().real
-    backward = (volume * summed(box, shell, padding, matrices, pixels, values).adjoint()).sum()
+    matrices = orientations(7, dims, generator)
+    forward = (values.conj() * projector.project(matrices, pixels)).sum().real
+    backward = (volume * summed(projector, matrices, pixels, values).adjoint()).sum()
     assert abs(forward - backward) < 1e-5 * (forward.abs() + values.abs().square().sum().sqrt())
 
 
 @compiled
-def test_sums_are_the_same_bits_with_any_number_of_threads() -> None:
-    projector, matrices, (pixels, values, weights) = slices_of(24, 11, 2, 1)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_sums_are_the_same_bits_with_any_number_of_threads(dims: int) -> None:
+    projector, matrices, (pixels, values, weights) = slices_of(24, 11, 2, 1, dims)
     threads, found = torch.get_num_threads(), []
     many = [each.repeat(8, *[1] * (each.dim() - 1)) for each in (matrices, values, weights)]
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append((summed(24, 11, 2, many[0], pixels, *many[1:]).data, projector.project(many[0], pixels)))
+            found.append((summed(projector, many[0], pixels, *many[1:]).data, projector.project(many[0], pixels)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(found[0][0], sums) and torch.equal(found[0][1], slices) for sums, slices in found[1:])

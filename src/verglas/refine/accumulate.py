@@ -16,7 +16,7 @@ from verglas.refine.score import power, reals
 from verglas.refine.search import Pass
 from verglas.volume.reconstruct import add_symmetric
 
-_REALS_AT_ONCE = {"cpu": 1 << 25, "cuda": 1 << 29}  # of shifted images, or of slices, held in one go
+_REALS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 29}  # of shifted images, or of slices: little enough for memory to be used again
 _LEAST_SHARE = 1e-3  # slices with less than this share of the mean weight are not back-projected
 SCALE_SSNR = 3.0  # shells that tell the strength of a micrograph's particles
 
@@ -66,8 +66,9 @@ def _add_part(
     numerators = _weighted_sums(images, pair[by_row], into, weight, len(rows))
     weights = _weighted_sums(batch.ctf.square(), some.image[by_row], into, weight, len(rows))
     share = torch.zeros(len(rows), device=row.device).index_add_(0, row, some.weight)
-    values = torch.view_as_complex(numerators.unflatten(1, (-1, 2)))
-    _back_project(all_of, sums, matrices, classes, values, weights, share)
+    enough = _enough(share)
+    values = torch.view_as_complex(numerators[enough].unflatten(1, (-1, 2)))
+    _back_project(all_of, sums, matrices[enough], classes[enough], values, weights[enough])
 
     by_pair = torch.argsort(pair, stable=True)
     expected = _weighted_sums(slices, row[by_pair], pair[by_pair], some.weight[by_pair], len(pairs))
@@ -97,30 +98,32 @@ def _add_compiled(
     cross[first:last] += found[0]
     energy[first:last] += found[1]
 
-    by_row = torch.argsort(of_group, stable=True)
-    ends = torch.searchsorted(of_group[by_row], torch.arange(len(rows) + 1, device=rows.device))
-    numerators, weights = kernels.sum_into_slices(batch.unmasked[first:last], *operands, by_row, ends)
     share = torch.zeros(len(rows), device=rows.device).index_add_(0, torch.searchsorted(rows, some.row), some.weight)
-    _back_project(all_of, sums, matrices, classes, numerators, weights, share)
+    enough = _enough(share)
+    by_row = torch.argsort(of_group, stable=True)
+    by_row = by_row[enough[of_group[by_row]]]
+    counts = torch.bincount(of_group, minlength=len(rows))[enough]
+    ends = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0))
+    numerators, weights = kernels.sum_into_slices(batch.unmasked[first:last], *operands, by_row, ends)
+    _back_project(all_of, sums, matrices[enough], classes[enough], numerators, weights)
+
+
+def _enough(share: torch.Tensor) -> torch.Tensor:
+    """Which slices hold weight enough to be back-projected."""
+    return share > _LEAST_SHARE * share.mean()
 
 
 def _back_project(
-    all_of: Pass,
-    sums: Sums,
-    matrices: torch.Tensor,
-    classes: torch.Tensor,
-    numerators: torch.Tensor,
-    weights: torch.Tensor,
-    share: torch.Tensor,
+    all_of: Pass, sums: Sums, matrices: torch.Tensor, classes: torch.Tensor, numerators: torch.Tensor, weights: torch.Tensor
 ) -> None:
-    """Slices with weight enough go into their class's map; operators that permute the axes wait for `symmetrised`."""
-    enough = share > _LEAST_SHARE * share.mean()
-    for number in torch.unique(classes[enough]).tolist():
-        operands: tuple[torch.Tensor, ...] = (matrices, numerators, weights)
-        chosen = enough & (classes == number)
-        if not chosen.all():
-            operands = tuple(values[chosen] for values in operands)
-        add_symmetric(sums.slices[number], all_of.search.symmetry, operands[0], all_of.search.full, *operands[1:])
+    """Slices, sorted by class, into their class's map; operators that permute the axes wait for `symmetrised`."""
+    start = 0
+    for number, count in enumerate(torch.bincount(classes, minlength=len(sums.slices)).tolist()):
+        own = slice(start, start + count)
+        if count:
+            operands = (matrices[own], all_of.search.full, numerators[own], weights[own])
+            add_symmetric(sums.slices[number], all_of.search.symmetry, *operands)
+        start += count
 
 
 def _weighted_sums(values: torch.Tensor, which: torch.Tensor, into: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:

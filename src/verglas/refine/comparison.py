@@ -134,7 +134,7 @@ def _references(projectors: list[Projector], pixels: Pixels) -> tuple[_Reference
     """The classes' tables, and what must live as long as they are used."""
     first = projectors[0]
     tables = (c_void_p * len(projectors))(*(projector.table.data_ptr() for projector in projectors))
-    grid = slices_native.grid_of(first.table.shape, first.half_range, first.padding)
+    grid = slices_native.grid_of(first.table.shape[:-1], first.half_range, first.padding)
     return _References(ctypes.cast(tables, POINTER(c_void_p)), grid, slices_native.plane_of(pixels)), tables
 
 

@@ -10,7 +10,7 @@ from verglas.refine.groups import Groups
 from verglas.refine.ragged import Lists, padded
 from verglas.refine.score import shifted
 from verglas.volume.slices import Pixels, Projector
-from verglas.volume.slices_triton import BLOCK, packed, sample
+from verglas.volume.slices_triton import BLOCK, packed, sample, strides
 
 
 def score_own(
@@ -80,8 +80,8 @@ def _references(projectors: list[Projector]) -> tuple[torch.Tensor, torch.Tensor
     """The first class's table in halves, where the others' lie from there, their scales, and the grid that they share."""
     tables, scales = zip(*map(packed, projectors))
     away = [(table.data_ptr() - tables[0].data_ptr()) // table.element_size() for table in tables]
-    first, shape = projectors[0], projectors[0].table.shape
-    place = (shape[2], shape[1] * shape[2], float(first.half_range), float(first.padding))
+    first = projectors[0]
+    place = (*strides(first.table.shape[:-1]), float(first.half_range), float(first.padding))
     return tables[0], *(torch.tensor(values, device=tables[0].device) for values in (away, scales)), *place
 
 

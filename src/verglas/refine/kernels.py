@@ -15,7 +15,7 @@ from verglas.volume.slices import Projector
 def kernels_for(projectors: list[Projector]) -> ModuleType | None:
     """`comparison` on the CPU, `comparison_triton` on a card, None where the plain code serves."""
     first = projectors[0]
-    if slices.kernels_for(first.table, first.dims) is None:
+    if slices.kernels_for(first.table) is None:
         return None
     return _on_cards() if first.table.device.type == "cuda" else (comparison if comparison.can_serve() else None)
 

@@ -30,14 +30,15 @@ def first_noise(seen: Observations, power: torch.Tensor, mean: torch.Tensor, gro
     """Noise at the start [noise groups, shells]: half the mean power of images less half the power of their mean.
 
     power float64 [n, shells] Σ|X|² of each image; mean complex [groups, k] their mean transform; group int64 [n]. A group without
-    images takes the mean of all.
+    images takes the mean power of all, one with a single image the power of that.
     """
     pixels = seen.pixels_of_shell.double().clamp(min=1)
     counts = torch.bincount(group, minlength=seen.noise_groups)
     total = torch.zeros(seen.noise_groups, seen.shells, dtype=torch.float64, device=power.device).index_add_(0, group, power)
     of_mean = seen.shell_sum(mean.abs().square().double(), seen.all_pixels)
-    noise = (total / counts.clamp(min=1)[:, None] - of_mean) / (2 * pixels)
-    noise = torch.where((counts > 0)[:, None], noise, power.mean(0) / (2 * pixels))
+    count = counts[:, None].double()
+    noise = (total - count * of_mean) / (count - 1).clamp(min=1)  # the mean holds an n-th of the noise
+    noise = torch.where(count > 1, noise, torch.where(count == 1, total, power.mean(0))) / (2 * pixels)
     floor = _LEAST_NOISE * (total.sum(0) / len(power)) / (2 * pixels)
     noise = torch.maximum(noise, floor)
     noise[:, 0] = noise[:, 1]

@@ -23,9 +23,10 @@ def ini_high(settings: Settings, seen: Observations) -> float:
     return settings.ini_high or seen.pixel_size / _DEFAULT_INI_SHELL
 
 
-def starting_noise(seen: Observations, rows: torch.Tensor, assignments: Assignments) -> torch.Tensor:
-    """Noise spectra from up to 1,000 of the particles `rows`, [noise groups, shells]."""
-    rows = rows[torch.linspace(0, len(rows) - 1, min(NOISE_PARTICLES, len(rows))).long().to(rows.device)]
+def starting_noise(seen: Observations, rows: torch.Tensor, assignments: Assignments, most: int = NOISE_PARTICLES) -> torch.Tensor:
+    """Noise spectra from about `most` of the particles `rows`, as many of each noise group; [noise groups, shells]."""
+    groups = [rows[seen.noise_group[rows] == number] for number in range(seen.noise_groups)]
+    rows = torch.cat([_spread(own, most // seen.noise_groups + 1) for own in groups])
     group = seen.noise_group[rows]
     powers = []
     mean = torch.zeros(seen.noise_groups, len(seen.all_pixels), dtype=torch.complex64, device=seen.device)
@@ -35,6 +36,11 @@ def starting_noise(seen: Observations, rows: torch.Tensor, assignments: Assignme
         mean.index_add_(0, seen.noise_group[part], transform)
     counts = torch.bincount(group, minlength=seen.noise_groups).clamp(min=1)
     return first_noise(seen, torch.cat(powers), mean / counts[:, None], group)
+
+
+def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """Up to `most` of the rows, evenly spread over them."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long().to(rows.device)]
 
 
 def random_averages(

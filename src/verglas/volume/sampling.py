@@ -27,10 +27,18 @@ def angular_step(order: int) -> float:
 
 def healpix_directions(order: int, pixels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Rot and tilt in degrees, float64, of the nested pixels [...] of `order`; of all 12 * 4^order where none are given."""
+    return _all_directions(order) if pixels is None else _directions(order, pixels)
+
+
+@cache
+def _all_directions(order: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return _directions(order, torch.arange(12 * 4**order))
+
+
+def _directions(order: int, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     side = 2**order
-    pixels = torch.arange(12 * side * side) if pixels is None else pixels
     face, inside = pixels // (side * side), pixels % (side * side)
-    x, y = _even_bits(inside), _even_bits(inside >> 1)
+    x, y = _even_bits(inside, order), _even_bits(inside >> 1, order)
     row = torch.tensor(_FACE_ROW, device=pixels.device)[face] * side - x - y - 1
     in_ring = torch.minimum(torch.minimum(row, 4 * side - row), torch.full_like(row, side))
     polar = torch.minimum(row, 4 * side - row) < side
@@ -58,17 +66,17 @@ def healpix_pixels(order: int, rot: torch.Tensor, tilt: torch.Tensor) -> torch.T
     face = torch.where(equatorial, belt, torch.where(north, quarter, quarter + 8))
     x = torch.where(equatorial, down % side, torch.where(north, side - 1 - far, near))
     y = torch.where(equatorial, side - 1 - up % side, torch.where(north, side - 1 - near, far))
-    return face * side * side + _spread_bits(x) + 2 * _spread_bits(y)
+    return face * side * side + _spread_bits(x, order) + 2 * _spread_bits(y, order)
 
 
-def _even_bits(values: torch.Tensor) -> torch.Tensor:
-    """Bits 0, 2, 4, ... of each number, pushed together."""
-    return sum((((values >> 2 * bit) & 1) << bit for bit in range(20)), torch.zeros_like(values))
+def _even_bits(values: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` bits of each number, 0, 2, 4, ..., pushed together."""
+    return sum((((values >> 2 * bit) & 1) << bit for bit in range(count)), torch.zeros_like(values))
 
 
-def _spread_bits(values: torch.Tensor) -> torch.Tensor:
-    """Bits of each number moved to the places 0, 2, 4, ..."""
-    return sum((((values >> bit) & 1) << 2 * bit for bit in range(20)), torch.zeros_like(values))
+def _spread_bits(values: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` bits of each number moved to the places 0, 2, 4, ..."""
+    return sum((((values >> bit) & 1) << 2 * bit for bit in range(count)), torch.zeros_like(values))
 
 
 def view_directions(rot: torch.Tensor, tilt: torch.Tensor) -> torch.Tensor:

@@ -95,9 +95,9 @@ def sinc_squared(box: int, padding: int, dims: int, device: torch.device | str, 
     return window
 
 
-def kernels_for(grid: torch.Tensor, dims: int) -> ModuleType | None:
+def kernels_for(grid: torch.Tensor) -> ModuleType | None:
     """The module of compiled code that serves a map's transform or sums, or None: then the plain code does."""
-    if dims != 3 or grid.dtype != torch.float32:
+    if grid.dtype != torch.float32:
         return None
     if grid.device.type == "cpu":
         return slices_native if native_library(slices_native.SOURCE) is not None else None
@@ -130,7 +130,7 @@ class Projector:
 
     def project(self, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill."""
-        if (kernels := kernels_for(self.table, self.dims)) is not None:
+        if (kernels := kernels_for(self.table)) is not None:
             return kernels.project(self.table, self.half_range, matrices, pixels, self.padding)  # type: ignore[no-any-return]
         out = torch.empty(len(matrices), len(pixels), dtype=self.table.dtype.to_complex(), device=self.table.device)
         for part in _parts(len(matrices), len(pixels), out.device):
@@ -168,7 +168,7 @@ class FourierSums:
         self._half_range = half_range(max_shell, padding)
         side = 2 * self._half_range + 1
         self.shape = (*[side] * (dims - 1), self._half_range + 1)
-        # four numbers a voxel on a card, which then adds to all of them at once
+        # four numbers a voxel on a card, which then adds to all of them at once; on the CPU that costs more cache than it saves
         width = 4 if torch.device(device).type == "cuda" else 3
         self._sums = torch.zeros(torch.Size(self.shape).numel(), width, device=device, dtype=dtype)
 
@@ -197,7 +197,7 @@ class FourierSums:
 
     def add(self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights."""
-        if (kernels := kernels_for(self._sums, self.dims)) is not None:
+        if (kernels := kernels_for(self._sums)) is not None:
             kernels.spread(self._sums, self.shape, matrices, pixels, self.padding, numerators, weights)
             return
         for part in _parts(len(matrices), len(pixels), self._sums.device):

@@ -30,8 +30,8 @@ class Plane(Structure):
 
 
 def grid_of(shape: tuple[int, ...] | torch.Size, half_range: int, padding: int) -> Grid:
-    """The grid of an array [z, y, x, …]."""
-    return Grid(shape[2], shape[1] * shape[2], half_range, padding)
+    """The grid of an array [z, y, x] or [y, x]."""
+    return Grid(shape[-1], shape[-2] * shape[-1] if len(shape) == 3 else 0, half_range, padding)
 
 
 def plane_of(pixels: Pixels) -> Plane:
@@ -45,7 +45,7 @@ def project(table: torch.Tensor, half_range: int, matrices: torch.Tensor, pixels
     assert library is not None
     out = torch.empty(len(matrices), len(pixels), dtype=torch.complex64)
     turns = matrices.to(table).contiguous()
-    grid, plane = grid_of(table.shape, half_range, padding), plane_of(pixels)
+    grid, plane = grid_of(table.shape[:-1], half_range, padding), plane_of(pixels)
 
     def part(thread: int, threads: int) -> None:
         start, end = (len(turns) * number // threads for number in (thread, thread + 1))
@@ -65,19 +65,28 @@ def spread(
     numerators: torch.Tensor,
     weights: torch.Tensor | None,
 ) -> None:
-    """`FourierSums.add` into sums [z · y · x, 3] of a grid of `shape`; the result does not depend on the number of threads."""
+    """`FourierSums.add` into sums [voxels, 3] of a grid of `shape`; the result does not depend on the number of threads."""
     library = native_library(SOURCE)
     assert library is not None
     turns, values = matrices.to(sums).contiguous(), numerators.to(torch.complex64).contiguous()
     shares = None if weights is None else weights.to(sums).contiguous()
-    grid, plane = grid_of(shape, shape[2] - 1, padding), plane_of(pixels)
+    grid, plane = grid_of(shape, shape[-1] - 1, padding), plane_of(pixels)
     images = (address(values), c_void_p(None) if shares is None else address(shares))
+    threads = _threads(len(turns))
+    bounds = _planes(shape[0], threads)
 
-    def part(thread: int, threads: int) -> None:
+    def part(thread: int, _: int) -> None:
         slices = (address(turns), c_int64(len(turns)), *images)
-        library.spread(address(sums), byref(grid), byref(plane), *slices, c_int64(thread), c_int64(threads))
+        library.spread(address(sums), byref(grid), byref(plane), *slices, c_int64(bounds[thread]), c_int64(bounds[thread + 1]))
 
-    in_threads(part, _threads(len(turns)))
+    in_threads(part, threads)
+
+
+def _planes(count: int, threads: int) -> list[int]:
+    """Bounds of `threads` runs of planes with equal shares of the slices' points, whose density falls linearly from the middle."""
+    shares = [number / threads for number in range(1, threads)]
+    middle = [(2 * share) ** 0.5 / 2 if share < 0.5 else 1 - (2 - 2 * share) ** 0.5 / 2 for share in shares]
+    return [0, *(round(count * place) for place in middle), count]
 
 
 def _threads(slices: int) -> int:

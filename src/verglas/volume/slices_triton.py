@@ -29,17 +29,22 @@ def packed(projector: Projector) -> tuple[torch.Tensor, float]:
     if projector not in _PACKED:
         values = projector.table.clone()
         half = projector.half_range
-        values[half, half, 0] = 0
+        values[(half,) * (projector.dims - 1)][0] = 0
         scale = 2.0 ** math.ceil(math.log2(max(float(values.abs().amax()), 1e-30)) - 14)
         _PACKED[projector] = ((values / scale).half().view(torch.int32), scale)
     return _PACKED[projector]
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of y and z in an array [z, y, x]; of z 0 in a flat one."""
+    return shape[-1], shape[-2] * shape[-1] if len(shape) == 3 else 0
 
 
 def project(table: torch.Tensor, half_range: int, matrices: torch.Tensor, pixels: Pixels, padding: int) -> torch.Tensor:
     """`Projector.project` from a `Projector.table`."""
     out = torch.empty(len(matrices), len(pixels), dtype=torch.complex64, device=table.device)
     turns = matrices.to(table).contiguous()
-    pairs, place = table.view(torch.int64), (table.shape[2], table.shape[1] * table.shape[2], float(half_range), float(padding))
+    pairs, place = table.view(torch.int64), (*strides(table.shape[:-1]), float(half_range), float(padding))
     if len(turns):
         grid = (len(turns), triton.cdiv(len(pixels), BLOCK))
         _project[grid](pairs, *place, turns, pixels.kx, pixels.ky, pixels.count, len(pixels), torch.view_as_real(out), BLOCK=BLOCK)
@@ -55,10 +60,10 @@ def spread(
     numerators: torch.Tensor,
     weights: torch.Tensor | None,
 ) -> None:
-    """`FourierSums.add` into sums [z · y · x, 4] of a grid of `shape`, in the order in which the card happens to add."""
+    """`FourierSums.add` into sums [voxels, 4] of a grid of `shape`, in the order in which the card happens to add."""
     turns, values = matrices.to(sums).contiguous(), torch.view_as_real(numerators.to(torch.complex64).contiguous())
     shares = values if weights is None else weights.to(sums).contiguous()
-    place = (shape[2], shape[1] * shape[2], float(shape[2] - 1), float(padding))
+    place = (*strides(shape), float(shape[-1] - 1), float(padding))
     if len(turns):
         grid = (len(turns), triton.cdiv(pixels.count, BLOCK))
         plane = (pixels.kx, pixels.ky, pixels.count, len(pixels))
@@ -109,7 +114,7 @@ def sample(table, stride_y, stride_z, half, padding, matrix, kx, ky, mask, PACKE
 
 @triton.jit
 def scatter(sums, stride_y, stride_z, half, padding, matrix, kx, ky, mask, real, imaginary, weight):
-    """Add a block of a slice's pixels to the sums [z · y · x, 4]; the fourth number lets the card add 16 bytes at once."""
+    """Add a block of a slice's pixels to the sums [voxels, 4]; the fourth number lets the card add 16 bytes at once."""
     ix, iy, iz, fx, fy, fz, sign = locate(matrix, kx, ky, half, padding)
     corner = iz * stride_z + iy * stride_y + ix
     values = tl.join(tl.join(real, weight), tl.join(imaginary * sign, tl.zeros_like(real))).reshape(real.shape[0], 4)
@@ -119,7 +124,8 @@ def scatter(sums, stride_y, stride_z, half, padding, matrix, kx, ky, mask, real,
             for far in tl.static_range(2):
                 share = (fz if up else 1 - fz) * (fy if right else 1 - fy) * (fx if far else 1 - fx)
                 place = (corner + up * stride_z + right * stride_y + far).to(tl.int64) * 4
-                tl.atomic_add(sums + place[:, None] + lanes, share[:, None] * values, mask=mask[:, None], sem="relaxed")
+                there = mask & (share > 0)  # the upper half of a flat map is none
+                tl.atomic_add(sums + place[:, None] + lanes, share[:, None] * values, mask=there[:, None], sem="relaxed")
 
 
 @triton.jit
