@@ -61,7 +61,8 @@ def compare(found: list[tuple[Sums, Found]]) -> None:
     assert torch.equal(poses.classes, plain_poses.classes)
     for field in fields(Found):
         mine, theirs = (getattr(each, field.name).double() for each in (poses, plain_poses))
-        assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1), field.name
+        edge = 1 if field.name == "significant" else 0  # a count: one more or less at the edge of the kept weight
+        assert (mine - theirs).abs().max() <= edge + tolerance * theirs.abs().max().clamp(min=1), field.name
 
 
 @on_all
