@@ -16,7 +16,7 @@ from verglas.refine.score import power, reals
 from verglas.refine.search import Pass
 from verglas.volume.reconstruct import add_symmetric
 
-_REALS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 29}  # of shifted images, or of slices: little enough for memory to be used again
+_REALS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}  # of shifted images, or of slices, held in one go
 _LEAST_SHARE = 1e-3  # slices with less than this share of the mean weight are not back-projected
 SCALE_SSNR = 3.0  # shells that tell the strength of a micrograph's particles
 
