@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,6 +97,13 @@ def test_without_a_compiler_the_twin_serves_and_it_is_said(tmp_path: Path, monke
     monkeypatch.setenv("VERGLAS_NATIVE", "0")
     assert native.native_library(slices_native.SOURCE) is None
     assert native.why_not_native(slices_native.SOURCE) == "VERGLAS_NATIVE is 0"
+
+
+@compiled
+def test_tiny_numbers_stay_what_they_are() -> None:
+    """A library that is built carelessly has the processor flush them to 0 in the whole process."""
+    native.native_library(slices_native.SOURCE)
+    assert np.float32(1e-40) * np.float32(0.5) > 0
 
 
 @compiled

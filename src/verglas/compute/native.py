@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 
-_FLAGS = ("-O3", "-march=native", "-ffast-math", "-std=c++17", "-shared", "-fPIC")
+# what makes sums and products free to be reordered; -ffast-math itself would also change how the whole process rounds tiny numbers
+_LOOSE = ("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-freciprocal-math", "-ffinite-math-only", "-fno-math-errno")
+_FLAGS = ("-O3", "-march=native", *_LOOSE, "-std=c++17", "-shared", "-fPIC")
 _INCLUDED = re.compile(r'^#include "(.+)"', re.MULTILINE)  # headers of ours, by their path in the package
 _SWITCH = "VERGLAS_NATIVE"  # 0: use the plain code
 
