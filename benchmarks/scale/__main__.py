@@ -120,7 +120,7 @@ def _settings(given: argparse.Namespace, device: torch.device) -> Settings:
         symmetry="C1" if given.job == "Class2D" else given.symmetry,
         limit_resolution=given.limit or None,
         ini_high=START,
-        half_precision=has_fast_bf16(device) or device.type == "cuda",
+        half_precision=has_fast_bf16(device),  # as the jobs choose
     )
     if given.job == "Refine3D":
         return replace(shared, classes=1, iterations=40)
