@@ -63,7 +63,13 @@ def main() -> int:
             seconds, kept = time.perf_counter() - start, float(state.assignments.significant.double().mean())
             rows.append({"seconds": seconds, **state.history[-1], "significant": kept})
             print(f"{seconds:.2f} s, {describe(state)}, kept {kept:.1f}", flush=True)
-    _tell(given, device, phases, rows, _scores(state, truth, particles, settings))
+    memory = _tell(device, phases, rows)
+    scores = _scores(state, truth, particles, settings)
+    print("  " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    if given.json:
+        options = {name: str(value) for name, value in vars(given).items()}
+        content = {"options": options, "device": describe_device(device), "iterations": rows, "phases": phases.seconds, **memory, **scores}
+        given.json.write_text(json.dumps(content, indent=1))
     return 0
 
 
@@ -154,7 +160,8 @@ def _scores(state: State, truth: torch.Tensor, particles: ParticleSet, settings:
     return {name: poses[name] for name in wanted} | {"truth_fsc_0.5": against.resolution, "truth_fsc_area": fsc_area(against.fsc)}
 
 
-def _tell(given: argparse.Namespace, device: torch.device, phases: Phases, rows: list[dict[str, float]], scores: dict[str, float]) -> None:
+def _tell(device: torch.device, phases: Phases, rows: list[dict[str, float]]) -> dict[str, float]:
+    """Print the time by phase and the memory, which is returned."""
     total = sum(row["seconds"] for row in rows)
     render = phases.seconds.get("render", 0.0)
     print(f"\n{describe_device(device)}: {total:.1f} s, of which {render:.1f} s to render; the job {total - render:.1f} s")
@@ -164,11 +171,8 @@ def _tell(given: argparse.Namespace, device: torch.device, phases: Phases, rows:
     memory = {"host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
     if device.type == "cuda":
         memory["gpu_peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-    print("  " + ", ".join(f"{name} {value:.4g}" for name, value in (memory | scores).items()))
-    if given.json:
-        options = {name: str(value) for name, value in vars(given).items()}
-        content = {"options": options, "device": describe_device(device), "iterations": rows, "phases": phases.seconds, **memory, **scores}
-        given.json.write_text(json.dumps(content, indent=1))
+    print("  " + ", ".join(f"{name} {value:.4g}" for name, value in memory.items()), flush=True)
+    return memory
 
 
 if __name__ == "__main__":
