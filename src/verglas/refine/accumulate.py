@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from verglas.refine.groups import groups_of
+from verglas.refine.groups import Groups, groups_of
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Sums
 from verglas.refine.observations import Batch, shift_factors
@@ -48,7 +49,7 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     origins = all_of.origins(batch, search.shifts.fine)[entries.image, entries.shift]
     sums.offset2 += (origins.square().sum(1) * weight).sum()
     sums.class_weight.index_add_(0, all_of.candidates.class_of(entries.row // search.grid.fan), weight)
-    return _add_noise(all_of, sums, batch, cross, energy)
+    return add_noise(all_of, sums, batch, cross, energy)
 
 
 def _add_part(
@@ -108,6 +109,53 @@ def _add_compiled(
     _back_project(all_of, sums, matrices[enough], classes[enough], numerators, weights)
 
 
+def add_groups(
+    all_of: Pass,
+    sums: Sums,
+    batch: Batch,
+    own: slice,
+    groups: Groups,
+    factors: torch.Tensor,
+    matrices: torch.Tensor,
+    cross: torch.Tensor,
+    energy: torch.Tensor,
+) -> None:
+    """Add the images `own` of the batch in poses of their own, those of the first class: one group [g] a pose `matrices` [g, 3, 3].
+
+    The groups' images count from the first of `own`; their shifts are rows of `factors` [m, k]. `cross` and `energy` [b, k] gain each
+    image's products with its slices.
+    """
+    classes = torch.zeros(len(matrices), dtype=torch.long, device=matrices.device)
+    masked, unmasked, ctf = (values[own] for values in (batch.masked, batch.unmasked, batch.ctf))
+    kernels, full = kernels_for(all_of.candidates.projectors), all_of.search.full
+    if kernels is not None:
+        found = kernels.sum_over_slices(all_of.candidates.projectors, full, masked, ctf, factors, groups, matrices, classes)
+        every = torch.arange(len(matrices) + 1, device=matrices.device)
+        numerators, weights = kernels.sum_into_slices(unmasked, ctf, factors, groups, every[:-1], every)
+    else:
+        phase = torch.complex(*(_weighted_by_group(part, groups) for part in (factors.real, factors.imag)))
+        share = _weighted_by_group(torch.ones_like(groups.weight)[:, None], groups)
+        slices = all_of.candidates.projectors[0].project(matrices, full)
+        moved = (masked * ctf)[groups.image] * phase
+        products = torch.stack([(moved.conj() * slices).real, share * slices.abs().square() * ctf.square()[groups.image]])
+        found = torch.zeros(2, *ctf.shape, device=ctf.device).index_add_(1, groups.image, products).unbind(0)
+        numerators, weights = (unmasked * ctf)[groups.image] * phase, share * ctf.square()[groups.image]
+    cross[own] += found[0]
+    energy[own] += found[1]
+    _back_project(all_of, sums, matrices, classes, numerators, weights)
+
+
+def parts_of(batch: Batch, reals: int) -> Iterator[tuple[int, int]]:
+    """Runs first … last (exclusive) of the batch's images, each of which needs so many reals, that fit in memory together."""
+    return parts_within(torch.full((len(batch),), reals), _REALS_AT_ONCE[batch.ctf.device.type])
+
+
+def _weighted_by_group(values: torch.Tensor, groups: Groups) -> torch.Tensor:
+    """Weighted sums of each group's rows of `values` [m, k], or of one row an entry."""
+    which = groups.shift if len(values) != len(groups.shift) else torch.arange(len(values), device=values.device)
+    return torch.nn.functional.embedding_bag(which, values, groups.starts[:-1], mode="sum", per_sample_weights=groups.weight)
+
+
 def _enough(share: torch.Tensor) -> torch.Tensor:
     """Which slices hold weight enough to be back-projected."""
     return share > _LEAST_SHARE * share.mean()
@@ -132,7 +180,7 @@ def _weighted_sums(values: torch.Tensor, which: torch.Tensor, into: torch.Tensor
     return torch.nn.functional.embedding_bag(which, values, starts, mode="sum", per_sample_weights=weight)
 
 
-def _add_noise(all_of: Pass, sums: Sums, batch: Batch, cross: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+def add_noise(all_of: Pass, sums: Sums, batch: Batch, cross: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
     """Residual power of each shell, strengths of micrographs, and each image's residual over what is expected."""
     seen, model = all_of.seen, all_of.model
     group, micrograph = seen.noise_group[batch.rows], seen.scale_group[batch.rows]

@@ -14,7 +14,6 @@ import torch
 from verglas.compute.ranks import ALONE, Ranks
 from verglas.refine.accuracy import expected_errors
 from verglas.refine.assignments import Assignments
-from verglas.refine.expectation import Found
 from verglas.refine.iteration import (
     SHELLS_AHEAD,
     build_search,
@@ -29,6 +28,7 @@ from verglas.refine.iteration import (
 from verglas.refine.maximisation import flattened, half_map_fsc, joined_low, shell_weights, ssnr_of_fsc, tau2_of_ssnr
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Observations
+from verglas.refine.search import Found
 from verglas.refine.settings import Settings
 from verglas.refine.state import Progress, State
 from verglas.volume.fsc import corrected_fsc, fsc, phase_randomise, randomisation_shell, resolution_shell
@@ -179,6 +179,8 @@ def _judge(state: State, before: Assignments, seen: Observations, settings: Sett
     smaller |= progress.offset_change * _CHANGE_COUNTS < progress.smallest_offset
     # grids are turned at random, so poses go on changing by about a step for ever: that is no progress either
     within_a_step = progress.rotation_change < 30.0 / 2**state.sampling.order
+    if state.sampling.continuous:
+        within_a_step = progress.rotation_change < 0.25 * progress.accuracy_rotation
     progress.without_changes = 0 if smaller and not within_a_step else progress.without_changes + 1
     progress.smallest_rotation = min(progress.smallest_rotation, progress.rotation_change)
     progress.smallest_offset = min(progress.smallest_offset, progress.offset_change)
@@ -200,7 +202,8 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
     """Halve the angles and fit the shifts to what can be told apart; converged when the angles are fine enough already."""
     progress, sampling = state.progress, state.sampling
     oversampled = 60.0 / 2**sampling.order / 2
-    if oversampled < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER:
+    print("accuracy", progress.accuracy_rotation, progress.accuracy_offset, oversampled)
+    if oversampled < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER or sampling.continuous:
         progress.fine_enough = progress.converged = True
         return
     step = 2 * min(1.5, 0.75 * progress.accuracy_offset / seen.pixel_size)
@@ -211,6 +214,8 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
     sampling.psi_step = 60.0 / 2**sampling.order
     if sampling.order >= settings.local_order:
         sampling.local_sigma = sampling.psi_step  # twice the oversampled step
+        import os
+        sampling.continuous = sampling.psi_step / 2 < float(os.environ.get("CONT","1.5")) * progress.accuracy_rotation
     _forget(progress)
 
 

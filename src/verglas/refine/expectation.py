@@ -8,7 +8,7 @@ hold 0.999 of the weight enter the sums. METHOD.md §1, §3.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 
@@ -17,6 +17,7 @@ from verglas.compute.memory import batch_size, free_bytes
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
+from verglas.refine.continuous import fit_and_add
 from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
@@ -24,26 +25,13 @@ from verglas.refine.observations import Batch, Observations, shift_factors
 from verglas.refine.posterior import Normaliser, keep_weight, winner
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, shifted
-from verglas.refine.search import Pass, Search
+from verglas.refine.search import Found, Pass, Search
 from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 29}  # reals held for one product: a share of a core's cache; of a card's memory
 _TABLE_SHARE = 0.15  # of the free memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
-
-
-@dataclass
-class Found:
-    """What the pass found for each of its rows, see `Assignments`; `residual` is Σ|X − CP|² over what the noise explains, [n]."""
-
-    matrices: torch.Tensor
-    origins: torch.Tensor
-    classes: torch.Tensor
-    log_likelihood: torch.Tensor
-    max_probability: torch.Tensor
-    significant: torch.Tensor
-    residual: torch.Tensor
 
 
 def expect(
@@ -60,6 +48,9 @@ def expect(
     found = []
     for part in rows.split(_images_at_once(all_of, dense)):
         batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
+        if search.continuous:
+            found.append(fit_and_add(all_of, batch, sums))
+            continue
         with fast_products(seen.device):
             coarse, prior = (
                 _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch, only_class)

@@ -11,12 +11,12 @@ import torch
 
 from verglas.compute.ranks import Ranks
 from verglas.refine.assignments import Assignments
-from verglas.refine.expectation import Found, expect
+from verglas.refine.expectation import expect
 from verglas.refine.grids import GivenPoses, PlaneGrid, PoseGrid, SpaceGrid, no_shift, shifts_within
 from verglas.refine.maximisation import new_noise, new_scale
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Observations
-from verglas.refine.search import Search
+from verglas.refine.search import Found, Search
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
 from verglas.volume.rotations import rotation_distance
@@ -64,6 +64,8 @@ def build_search(
         local_sigma=sampling.local_sigma if dims == 3 else None,
         correlation=correlation,
         half_precision=settings.half_precision,
+        offset_step=sampling.offset_step,
+        continuous=sampling.continuous,
     )
 
 

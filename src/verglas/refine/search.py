@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ class Search:
 
     coarse, score, full: pixels of the coarse pass, of the fine pass, and of the sums (each list begins with the one before).
     local_sigma: degrees, of the Gaussian prior about each particle's pose; None searches everywhere.
+    continuous: poses of one class are fitted about the last ones, without a grid; `grid` and `shifts` only tell the size of a cell.
     correlation: normalised cross-correlation, winner takes all. fraction: of the weight that is kept, in at most `at_most` candidates.
     """
 
@@ -30,11 +32,13 @@ class Search:
     full: Pixels
     symmetry: str = "C1"
     padding: int = 2
+    offset_step: float = 1.0
     local_sigma: float | None = None
     correlation: bool = False
     fraction: float = 0.999
     at_most: int = 500
     half_precision: bool = False
+    continuous: bool = False
 
     @property
     def max_shell(self) -> int:
@@ -47,9 +51,28 @@ class Search:
         return isinstance(self.grid, GivenPoses)
 
     @property
+    def cell(self) -> float:
+        """Volume of a cell of the fine grid, radians³ px²."""
+        angle, offset = math.radians(self.grid.step / 2), self.offset_step / 2
+        return angle**3 * offset**2
+
+    @property
     def everywhere(self) -> bool:
         """Whether all images share one list of candidates."""
         return self.local_sigma is None and not self.given
+
+
+@dataclass
+class Found:
+    """What a pass found for each of its rows, see `Assignments`; `residual` is Σ|X − CP|² over what the noise explains, [n]."""
+
+    matrices: torch.Tensor
+    origins: torch.Tensor
+    classes: torch.Tensor
+    log_likelihood: torch.Tensor
+    max_probability: torch.Tensor
+    significant: torch.Tensor
+    residual: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Sampling:
     offset_range: float
     offset_step: float
     local_sigma: float | None = None
+    continuous: bool = False
 
 
 @dataclass

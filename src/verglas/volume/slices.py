@@ -298,3 +298,26 @@ def _with_mates(grid: torch.Tensor) -> torch.Tensor:
     plane = grid[..., 0]
     full[..., 0] += plane.flip(tuple(range(plane.dim()))).conj()
     return full
+
+
+def sampled_with_gradient(projector: Projector, matrices: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices complex [n, k] of a 3D map, and the gradient [n, k, 3] of the interpolated transform there, by (x, y, z) in cycles a box."""
+    points, mirrored = _slice_points(matrices.to(projector.table), pixels, projector.padding, 3)
+    half, shape = projector.half_range, projector.table.shape[:3]
+    low = points.floor()
+    x, y, z = (points - low).unbind(-1)
+    place = low.long()
+    base = ((place[..., 2] + half) * shape[1] + place[..., 1] + half) * shape[2] + place[..., 0]
+    table = torch.view_as_complex(projector.table).flatten()
+    corner = [[[table[base + (up * shape[1] + right) * shape[2] + far] for far in (0, 1)] for right in (0, 1)] for up in (0, 1)]
+    edge = [[corner[up][right][0] + x * (corner[up][right][1] - corner[up][right][0]) for right in (0, 1)] for up in (0, 1)]
+    rise = [[corner[up][right][1] - corner[up][right][0] for right in (0, 1)] for up in (0, 1)]
+    plane = [edge[up][0] + y * (edge[up][1] - edge[up][0]) for up in (0, 1)]
+    by_x = [rise[up][0] + y * (rise[up][1] - rise[up][0]) for up in (0, 1)]
+    by_y = [edge[up][1] - edge[up][0] for up in (0, 1)]
+    value = plane[0] + z * (plane[1] - plane[0])
+    slopes = [by_x[0] + z * (by_x[1] - by_x[0]), by_y[0] + z * (by_y[1] - by_y[0]), plane[1] - plane[0]]
+    gradient = torch.stack(slopes, dim=-1) * projector.padding
+    # the mate's value is the conjugate, and its gradient the conjugate with the other sign
+    value = torch.where(mirrored, value.conj(), value) * pixels.valid
+    return value, torch.where(mirrored[..., None], -gradient.conj(), gradient) * pixels.valid[:, None]

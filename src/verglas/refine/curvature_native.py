@@ -1,0 +1,37 @@
+"""The compiled sums of `curvature` (curvature.cpp) on the CPU."""
+
+from __future__ import annotations
+
+from ctypes import byref, c_int64
+from pathlib import Path
+
+import torch
+
+from verglas.compute.native import address, in_threads, native_library
+from verglas.volume import slices_native
+from verglas.volume.slices import Pixels, Projector
+
+SOURCE = Path(__file__).with_name("curvature.cpp")
+SUMS = 20
+
+
+def can_serve() -> bool:
+    """Whether the code could be compiled."""
+    return native_library(SOURCE) is not None
+
+
+def local_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """`curvature._sums` [n, 20]."""
+    library = native_library(SOURCE)
+    assert library is not None
+    out = torch.empty(len(matrices), SUMS)
+    grid = slices_native.grid_of(projector.table.shape[:-1], projector.half_range, projector.padding)
+    plane, turns = slices_native.plane_of(pixels), matrices.to(projector.table).contiguous()
+    images = (address(moved.contiguous()), address(ctf.contiguous()), address(turns))
+
+    def part(thread: int, threads: int) -> None:
+        place = (address(projector.table), byref(grid), byref(plane))
+        library.local_sums(*place, *images, c_int64(len(turns)), address(out), c_int64(thread), c_int64(threads))
+
+    in_threads(part, max(1, min(torch.get_num_threads(), len(turns))))
+    return out
