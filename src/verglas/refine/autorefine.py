@@ -38,6 +38,8 @@ from verglas.volume.slices import pixel_list
 _WITHOUT_GAIN, _WITHOUT_CHANGES = 1, 1  # iterations that end a sampling
 _CHANGE_COUNTS = 1.03  # changes must shrink by this factor to count as smaller
 _FINEST_ORDER = 7
+_FIT_BELOW = 2.5  # fine steps below this many expected errors: from there on poses are fitted, not searched
+_SETTLED = 0.25  # of the expected error: poses that change by less have settled
 _MUCH_BEYOND = 0.25  # of Nyquist: added when the FSC at the limit is still this high
 _HIGH_FSC, _SHARP = 0.2, 0.1
 _LAST_BEYOND = 1.25  # the last iteration compares up to this many times the resolution's shell
@@ -70,6 +72,8 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     parts = compare(ranks, seen, rows, before, state.models, search)
     if ranks.first:
         with ranks.waited_for():
+            if state.sampling.fit:
+                state.sampling.fit = "last"  # a search finds each pose once; from then on it is followed
             _maximise(state, rows, parts, before, seen, settings, mask, score_shell, last)
             state.iteration += 1
             _judge(state, before, seen, settings, search.symmetry, score_shell, last)
@@ -179,8 +183,8 @@ def _judge(state: State, before: Assignments, seen: Observations, settings: Sett
     smaller |= progress.offset_change * _CHANGE_COUNTS < progress.smallest_offset
     # grids are turned at random, so poses go on changing by about a step for ever: that is no progress either
     within_a_step = progress.rotation_change < 30.0 / 2**state.sampling.order
-    if state.sampling.continuous:
-        within_a_step = progress.rotation_change < 0.25 * progress.accuracy_rotation
+    if state.sampling.fit:
+        within_a_step = progress.rotation_change < _SETTLED * progress.accuracy_rotation
     progress.without_changes = 0 if smaller and not within_a_step else progress.without_changes + 1
     progress.smallest_rotation = min(progress.smallest_rotation, progress.rotation_change)
     progress.smallest_offset = min(progress.smallest_offset, progress.offset_change)
@@ -202,8 +206,7 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
     """Halve the angles and fit the shifts to what can be told apart; converged when the angles are fine enough already."""
     progress, sampling = state.progress, state.sampling
     oversampled = 60.0 / 2**sampling.order / 2
-    print("accuracy", progress.accuracy_rotation, progress.accuracy_offset, oversampled)
-    if oversampled < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER or sampling.continuous:
+    if sampling.fit or oversampled < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER:
         progress.fine_enough = progress.converged = True
         return
     step = 2 * min(1.5, 0.75 * progress.accuracy_offset / seen.pixel_size)
@@ -214,8 +217,8 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
     sampling.psi_step = 60.0 / 2**sampling.order
     if sampling.order >= settings.local_order:
         sampling.local_sigma = sampling.psi_step  # twice the oversampled step
-        import os
-        sampling.continuous = sampling.psi_step / 2 < float(os.environ.get("CONT","1.5")) * progress.accuracy_rotation
+        if sampling.psi_step / 2 < _FIT_BELOW * progress.accuracy_rotation:
+            sampling.fit = "found"
     _forget(progress)
 
 

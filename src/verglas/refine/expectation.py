@@ -17,7 +17,7 @@ from verglas.compute.memory import batch_size, free_bytes
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
-from verglas.refine.continuous import fit_and_add
+from verglas.refine.continuous import fit_and_add, last_poses
 from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
@@ -48,14 +48,19 @@ def expect(
     found = []
     for part in rows.split(_images_at_once(all_of, dense)):
         batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
-        if search.continuous:
-            found.append(fit_and_add(all_of, batch, sums))
-            continue
         with fast_products(seen.device):
+            if search.fit == "last":
+                found.append(fit_and_add(all_of, batch, last_poses(all_of, batch), sums))
+                continue
             coarse, prior = (
                 _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch, only_class)
             )
-            found.append(_fine(all_of, batch, coarse, prior, sums))
+            entries, normaliser = _fine(all_of, batch, coarse, prior)
+            if search.fit == "found":
+                matrices, _, shifts = _best(all_of, batch, entries)
+                found.append(fit_and_add(all_of, batch, (matrices, shifts), sums))
+            else:
+                found.append(_add(all_of, batch, coarse, entries, normaliser, sums))
     return sums, Found(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Found)))
 
 
@@ -128,8 +133,8 @@ def _near(all_of: Pass, batch: Batch, only_class: torch.Tensor | None) -> Lists:
     return lists_of(owner.flatten(), candidate.flatten(), len(batch), log_prior.flatten())
 
 
-def _fine(all_of: Pass, batch: Batch, coarse: Entries, prior: torch.Tensor, sums: Sums) -> Found:
-    """Compare with the children, add up what holds the weight, and read off each image's best pose."""
+def _fine(all_of: Pass, batch: Batch, coarse: Entries, prior: torch.Tensor) -> tuple[Entries, Normaliser]:
+    """Compare each image with the children of its coarse candidates and shifts."""
     search = all_of.search
     fan = search.shifts.fan
     rows = lists_of(coarse.image, coarse.row, len(batch), prior)
@@ -137,20 +142,34 @@ def _fine(all_of: Pass, batch: Batch, coarse: Entries, prior: torch.Tensor, sums
     shifts = lists_of(coarse.image.repeat_interleave(fan), children.flatten(), len(batch))
     log_shift = all_of.log_shift(batch, search.shifts.fine)
     factors = shift_factors(search.score, search.shifts.fine)
-    entries, normaliser = _compare(all_of, batch, rows, shifts, factors, log_shift, search.score, fan=search.grid.fan)
+    return _compare(all_of, batch, rows, shifts, factors, log_shift, search.score, fan=search.grid.fan)
+
+
+def _add(all_of: Pass, batch: Batch, coarse: Entries, entries: Entries, normaliser: Normaliser, sums: Sums) -> Found:
+    """Add up what holds the weight, and read off each image's best pose."""
     residual = accumulate(all_of, sums, batch, entries)
-    best = torch.searchsorted(entries.image, torch.arange(len(batch), device=entries.image.device))
-    matrices, classes = all_of.candidates.fine_poses(entries.row[best])
-    origins = all_of.origins(batch, search.shifts.fine)[torch.arange(len(batch)), entries.shift[best]]
+    matrices, classes, shifts = _best(all_of, batch, entries)
+    whole = all_of.assignments.whole_shifts(batch.rows, all_of.seen.pixel_size)
+    origins = (whole + shifts) * all_of.seen.pixel_size
     return Found(
         matrices,
-        all_of.assignments.origins[batch.rows] if search.given else origins,
+        all_of.assignments.origins[batch.rows] if all_of.search.given else origins,
         classes,
         normaliser.largest + normaliser.log_sum,
-        entries.weight[best],
+        entries.weight[_first_of_images(batch, entries)],
         torch.bincount(coarse.image, minlength=len(batch)),
         residual,
     )
+
+
+def _best(all_of: Pass, batch: Batch, entries: Entries) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most likely pose [b, 3, 3], class [b] and shift [b, 2] (pixels) of each image."""
+    best = _first_of_images(batch, entries)
+    return *all_of.candidates.fine_poses(entries.row[best]), all_of.search.shifts.fine[entries.shift[best]]
+
+
+def _first_of_images(batch: Batch, entries: Entries) -> torch.Tensor:
+    return torch.searchsorted(entries.image, torch.arange(len(batch), device=entries.image.device))
 
 
 def _compare(

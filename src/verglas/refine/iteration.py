@@ -65,7 +65,7 @@ def build_search(
         correlation=correlation,
         half_precision=settings.half_precision,
         offset_step=sampling.offset_step,
-        continuous=sampling.continuous,
+        fit=sampling.fit,
     )
 
 

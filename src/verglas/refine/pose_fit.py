@@ -11,25 +11,28 @@ from dataclasses import dataclass
 
 import torch
 
-from verglas.refine.curvature import Local, local_shape
+from verglas.refine.curvature import local_shape
 from verglas.refine.observations import shift_factors
 from verglas.volume.rotations import axis_rotation, geodesic
 from verglas.volume.slices import Pixels, Projector
 
-_STEPS = 4
+_MOST_STEPS = 5
+_GAIN = 0.005  # of the log posterior: less is not worth a step
 _DAMPING, _EASIER, _HARDER = 1e-3, 0.2, 10.0  # Levenberg–Marquardt
 _FARTHEST = math.radians(3.0)  # of one step; linear models hold no further
 _FARTHEST_PX = 1.0
-_NODES = 3**0.5  # deviations between the centre and the nodes of a rule that is exact to the third order in three dimensions
+NODES = 6
+_NODES_AT = 3**0.5  # deviations from the centre: a rule that is exact to the third order in three dimensions
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussians about the starting poses, ± `rotation` radians about each axis, and about `shifts` [n, 2] ± `shift`, pixels."""
+    """Gaussians about poses `matrices` [n, 3, 3], `rotation` radians wide about each axis, and `shifts` [n, 2], `shift` pixels wide."""
 
     rotation: float
-    shifts: torch.Tensor
+    matrices: torch.Tensor
     shift: float
+    shifts: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -56,33 +59,41 @@ def fit_poses(
     ctf: torch.Tensor,
     start: tuple[torch.Tensor, torch.Tensor],
     prior: Prior,
-    steps: int = _STEPS,
+    most_steps: int = _MOST_STEPS,
 ) -> Posterior:
-    """The posterior of whitened images [n, k] with CTFs [n, k], found from poses [n, 3, 3] and shifts [n, 2] (pixels) to `start` from.
+    """The posterior of whitened images [n, ≥ k] with CTFs [n, ≥ k], from poses [n, 3, 3] and shifts [n, 2] (pixels) to `start` at.
 
-    A step that does not raise the posterior is taken back and tried again, shorter.
+    A step that does not raise the posterior is taken back and tried again, shorter; an image is done when no step promises a gain.
     """
+    images, ctf = images[:, : len(pixels)], ctf[:, : len(pixels)]
     weighted = images * ctf
     precision = torch.cat([torch.full((3,), prior.rotation**-2.0), torch.full((2,), prior.shift**-2.0)]).double().to(ctf.device)
 
-    def look(matrices: torch.Tensor, shifts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log posterior, slope and curvature (both float64) of a trial."""
-        seen: Local = local_shape(projector, pixels, weighted * shift_factors(pixels, shifts), ctf, matrices)
-        away = torch.cat([torch.deg2rad(geodesic(matrices.double() @ start[0].double().mT)), (shifts - prior.shifts).double()], dim=1)
+    def look(rows: torch.Tensor, matrices: torch.Tensor, shifts: torch.Tensor) -> list[torch.Tensor]:
+        """Pose, shift, log posterior, slope and curvature (float64) of a trial of some images."""
+        moved = weighted[rows] * shift_factors(pixels, shifts)
+        seen = local_shape(projector, pixels, moved, ctf[rows], matrices)
+        turned = torch.deg2rad(geodesic(matrices.double() @ prior.matrices[rows].double().mT))
+        away = torch.cat([turned, (shifts - prior.shifts[rows]).double()], dim=1)
         value = seen.value.double() - 0.5 * (precision * away.square()).sum(1)
-        return value, seen.slope.double() - precision * away, seen.curvature.double() + torch.diag(precision)
+        return [matrices, shifts, value, seen.slope.double() - precision * away, seen.curvature.double() + torch.diag(precision)]
 
-    matrices, shifts = start
-    top, slope, curvature = look(matrices, shifts)
-    damping = torch.full_like(top, _DAMPING)
-    for _ in range(steps):
-        change = _step(slope, curvature, damping)
-        trial = _turned(matrices, change[:, :3]), shifts + change[:, 3:].float()
-        found = look(*trial)
-        better = found[0] >= top
-        matrices, shifts = _chosen(better, trial[0], matrices), _chosen(better, trial[1], shifts)
-        top, slope, curvature = (_chosen(better, new, old) for new, old in zip(found, (top, slope, curvature)))
-        damping = damping * torch.where(better, _EASIER, _HARDER)
+    active = torch.arange(len(images), device=ctf.device)
+    best = look(active, *start)
+    damping = torch.full_like(best[2], _DAMPING)
+    for _ in range(most_steps):
+        matrices, shifts, top, slope, curvature = (values[active] for values in best)
+        change, gain = _step(slope, curvature, damping[active])
+        going = gain > _GAIN
+        active, change = active[going], change[going]
+        if not len(active):
+            break
+        trial = look(active, _turned(matrices[going], change[:, :3]), shifts[going] + change[:, 3:].float())
+        better = trial[2] >= top[going]
+        for values, new in zip(best, trial):
+            values[active[better]] = new[better]
+        damping[active] *= torch.where(better, _EASIER, _HARDER)
+    matrices, shifts, top, _, curvature = best
     return Posterior(matrices, shifts, top, torch.linalg.inv(curvature))
 
 
@@ -96,20 +107,20 @@ def nodes(posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
         posterior.covariance[:, a, b] for a, b in ((slice(3), slice(3)), (slice(3, 5), slice(3)), (slice(3, 5), slice(3, 5)))
     )
     lengths, axes = torch.linalg.eigh(rotation)
-    along = (axes * lengths.clamp(min=0).sqrt()[:, None]).mT * _NODES
+    along = (axes * lengths.clamp(min=0).sqrt()[:, None]).mT * _NODES_AT
     vectors = torch.cat([along, -along], dim=1)
     follow = mixed @ torch.linalg.inv(rotation)
     left = (shift - follow @ mixed.mT).diagonal(dim1=1, dim2=2).clamp(min=0)
-    matrices = _turned(posterior.matrices[:, None].expand(-1, 6, -1, -1), vectors)
+    matrices = _turned(posterior.matrices[:, None].expand(-1, NODES, -1, -1), vectors)
     return matrices, posterior.shifts[:, None] + (vectors @ follow.mT).float(), left.float()
 
 
-def _step(slope: torch.Tensor, curvature: torch.Tensor, damping: torch.Tensor) -> torch.Tensor:
-    """The damped Gauss–Newton step [n, 5], not longer than a linear model holds."""
+def _step(slope: torch.Tensor, curvature: torch.Tensor, damping: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The damped Gauss–Newton step [n, 5], not longer than a linear model holds, and what it promises to gain [n]."""
     diagonal = torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[:, None])
     change = torch.linalg.solve(curvature + diagonal, slope)
     length = torch.maximum(change[:, :3].norm(dim=1) / _FARTHEST, change[:, 3:].norm(dim=1) / _FARTHEST_PX)
-    return change / length.clamp(min=1.0)[:, None]
+    return change / length.clamp(min=1.0)[:, None], 0.5 * (slope * change).sum(1)
 
 
 def _turned(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -117,7 +128,3 @@ def _turned(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     angle = vectors.norm(dim=-1)
     axis = vectors + torch.nn.functional.one_hot(vectors.new_zeros(()).long(), 3) * (angle == 0)[..., None]
     return (axis_rotation(axis, torch.rad2deg(angle)) @ matrices.double()).float()
-
-
-def _chosen(better: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    return torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)

@@ -21,7 +21,7 @@ class Search:
 
     coarse, score, full: pixels of the coarse pass, of the fine pass, and of the sums (each list begins with the one before).
     local_sigma: degrees, of the Gaussian prior about each particle's pose; None searches everywhere.
-    continuous: poses of one class are fitted about the last ones, without a grid; `grid` and `shifts` only tell the size of a cell.
+    fit: "found" fits poses from the best candidates on (see `pose_fit`), "last" from the last poses, with no search; "" does not.
     correlation: normalised cross-correlation, winner takes all. fraction: of the weight that is kept, in at most `at_most` candidates.
     """
 
@@ -38,7 +38,7 @@ class Search:
     fraction: float = 0.999
     at_most: int = 500
     half_precision: bool = False
-    continuous: bool = False
+    fit: str = ""
 
     @property
     def max_shell(self) -> int:

@@ -15,14 +15,14 @@ from verglas.refine.model import Model
 
 @dataclass
 class Sampling:
-    """How finely the next iteration samples. offset_* in pixels; local_sigma None searches everywhere."""
+    """How finely the next iteration samples. offset_* in pixels; local_sigma None searches everywhere; fit: see `Search`."""
 
     order: int
     psi_step: float
     offset_range: float
     offset_step: float
     local_sigma: float | None = None
-    continuous: bool = False
+    fit: str = ""
 
 
 @dataclass
