@@ -27,11 +27,11 @@ class ImageSource(Protocol):
         """Number of images."""
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of these particles, float32 [n, box, box], on the CPU."""
+        """Images of these particles, float32 or float16 [n, box, box]: on the CPU, unless they are made on a device."""
 
 
 class ArrayImages:
-    """Images that are in memory already: a tensor [n, box, box] with its pixel size (Å)."""
+    """Images that are in memory already: a tensor [n, box, box], float32 or float16, with its pixel size (Å)."""
 
     def __init__(self, images: torch.Tensor, pixel_size: float) -> None:
         self._images, self.pixel_size, self.box = images, pixel_size, int(images.shape[-1])
@@ -41,7 +41,8 @@ class ArrayImages:
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """See `ImageSource.read`."""
-        return self._images[torch.as_tensor(indices, dtype=torch.long)].float()
+        out = room(len(indices), self.box, self._images.dtype)
+        return torch.index_select(self._images, 0, torch.as_tensor(indices, dtype=torch.long), out=out)
 
 
 class StackImages:
@@ -94,6 +95,11 @@ class KeptImages:
             self._images[torch.from_numpy(new)] = self._source.read(new)
             self._kept[new] = True
         return self._images[torch.from_numpy(indices)]
+
+
+def room(n: int, box: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for images [n, box, box]. Pinned where this process works with a card: copies to it are faster, and it is kept for reuse."""
+    return torch.empty(n, box, box, dtype=dtype, pin_memory=torch.cuda.is_initialized())
 
 
 def _locate(names: list[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
