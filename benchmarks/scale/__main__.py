@@ -114,7 +114,7 @@ def _begin(task: Task, totals: Totals) -> tuple[Observations, State]:
         seen = task.observations()
     if task.kept:
         with _timed(totals.before, "check of all images", device):
-            assert not unusable(task.source)
+            assert not unusable(task.source, device=device)
     with _timed(totals.before, "start", device):
         return seen, task.start(seen)
 

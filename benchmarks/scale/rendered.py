@@ -18,6 +18,7 @@ from verglas.volume.slices import Projector, pixel_list
 
 NOISE_CHUNK = 256  # images whose noise is drawn together
 PER_MICROGRAPH = 400
+_AT_ONCE = 1 << 29  # bytes of images whose signal is made together
 ENVELOPE = 100.0  # Å², of the images, unknown to the engine
 SNR, SNR_RESOLUTION = 0.15, 20.0  # of a Fourier component (METHOD.md §7)
 
@@ -49,7 +50,11 @@ class RenderedParticles:
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """Images float32 [n, box, box] on the source's device."""
         indices = np.asarray(indices, np.int64)
-        images = irfft_centred(self.pixels.unpack(self.scale * self._signal(indices)), self.box)
+        images = torch.empty(len(indices), self.box, self.box, device=self.device)
+        count = max(1, _AT_ONCE // (4 * self.box**2))
+        for first in range(0, len(indices), count):
+            part = slice(first, first + count)
+            images[part] = irfft_centred(self.pixels.unpack(self.scale * self._signal(indices[part])), self.box)
         self._add_noise(images, indices)
         return images
 

@@ -58,8 +58,8 @@ def expect(
     sums = Sums(model, search.max_shell, search.padding, len(assignments.scale))
     dense = _dense_slices(candidates, search) if search.everywhere else None
     found = []
-    for part in rows.split(_images_at_once(all_of, dense)):
-        batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
+    for part, read in seen.reading_ahead(rows.split(_images_at_once(all_of, dense))):
+        batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given, read=read)
         with fast_products(seen.device):
             coarse, prior = (
                 _coarse_everywhere(all_of, batch, dense, only_class) if dense is not None else _coarse_near(all_of, batch, only_class)

@@ -206,13 +206,15 @@ def unmagnified(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return sampled[:, 0] * torch.linalg.det(matrices)[:, None, None]
 
 
-def unusable(source: ImageSource, ranks: Ranks = ALONE, chunk: int = 1000) -> dict[int, str]:
+def unusable(source: ImageSource, ranks: Ranks = ALONE, chunk: int = 1000, device: torch.device | str = "cpu") -> dict[int, str]:
     """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others.
 
     Each of the `ranks` reads its share of them, and all learn everything.
     """
-    own = ranks.share(torch.arange(len(source)))
-    found = [_deviations(source.read(part.numpy())) for part in own.split(chunk) if len(part)]
+    device, own = torch.device(device), ranks.share(torch.arange(len(source)))
+    parts = [part for part in own.split(chunk) if len(part)]
+    with closing(images_ahead(lambda part: to_device(source.read(part.numpy()), device), parts, device)) as images:
+        found = [_deviations(of_part).cpu() for of_part in images]
     deviation = torch.cat([part for of_rank in ranks.everyones(found) for part in of_rank])
     finite = torch.isfinite(deviation)
     usual = deviation[finite & (deviation > 0)].median() if (finite & (deviation > 0)).any() else deviation.new_tensor(1.0)

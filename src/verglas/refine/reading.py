@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -36,7 +37,7 @@ def images_ahead(read: Callable[[A], torch.Tensor], items: Iterable[A], device: 
     if device.type != "cuda":
         yield from ahead(read, items)
         return
-    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    copying, computing = _copying_stream(device), torch.cuda.current_stream(device)
 
     def read_aside(item: A) -> tuple[torch.Tensor, torch.cuda.Event]:
         with torch.cuda.stream(copying):
@@ -47,6 +48,12 @@ def images_ahead(read: Callable[[A], torch.Tensor], items: Iterable[A], device: 
             computing.wait_event(arrived)
             images.record_stream(computing)  # its memory is not given away before the computation is done with it
             yield images
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all passes: the card's memory is kept for reuse by stream."""
+    return torch.cuda.Stream(device)
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
