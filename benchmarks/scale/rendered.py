@@ -41,7 +41,7 @@ class RenderedParticles:
         self.origins = torch.from_numpy(particles.origins()).float().to(self.device)
         self.optics = ctf_parameters(particles, self.device)
         self.optics["ctf_bfactor"] = torch.full_like(self.optics["defocus_u"], ENVELOPE)
-        self.projectors = [Projector(volume, shell) for volume in volumes]
+        self.projector = Projector(volumes, shell)
         self.scale = self._scale()
 
     def __len__(self) -> int:
@@ -62,10 +62,7 @@ class RenderedParticles:
         extent, rows = self.box * self.pixel_size, self._on_device(indices)
         parameters = {name: value[rows] for name, value in self.optics.items()}
         transfer = ctf(self.pixels.kx / extent, self.pixels.ky / extent, **parameters)  # type: ignore[arg-type]
-        slices = torch.empty(len(rows), len(self.pixels), dtype=torch.complex64, device=self.device)
-        for number, projector in enumerate(self.projectors):
-            own = self._on_device(np.flatnonzero(self._class[indices] == number))
-            slices[own] = projector.project(self.matrices[rows[own]], self.pixels)
+        slices = self.projector.project(self.matrices[rows], self.pixels, self._on_device(self._class[indices]))
         return slices * transfer * shift_factors(self.pixels, -self.origins[rows] / self.pixel_size)
 
     def _add_noise(self, images: torch.Tensor, indices: np.ndarray) -> None:

@@ -37,7 +37,7 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     counts = torch.bincount(entries.image, minlength=len(batch))
     starts = torch.cumsum(counts, 0) - counts
     cross, energy = torch.zeros_like(batch.ctf), torch.zeros_like(batch.ctf)
-    kernels = kernels_for(all_of.candidates.projectors)
+    kernels = kernels_for(all_of.candidates.projector)
     for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE[factors.device.type]):
         part = Entries(*(values[int(starts[first]) : int(starts[last - 1] + counts[last - 1])] for values in entries))
         if kernels is None:
@@ -94,7 +94,7 @@ def _add_compiled(
     matrices, classes = all_of.candidates.fine_poses(rows)
     operands = (batch.ctf[first:last], factors, groups)
     expected = (batch.masked[first:last], *operands, matrices[of_group], classes[of_group])
-    found = kernels.sum_over_slices(all_of.candidates.projectors, all_of.search.full, *expected)
+    found = kernels.sum_over_slices(all_of.candidates.projector, all_of.search.full, *expected)
     cross[first:last] += found[0]
     energy[first:last] += found[1]
 
@@ -116,14 +116,8 @@ def _enough(share: torch.Tensor) -> torch.Tensor:
 def _back_project(
     all_of: Pass, sums: Sums, matrices: torch.Tensor, classes: torch.Tensor, numerators: torch.Tensor, weights: torch.Tensor
 ) -> None:
-    """Slices, sorted by class, into their class's map; operators that permute the axes wait for `symmetrised`."""
-    start = 0
-    for number, count in enumerate(torch.bincount(classes, minlength=len(sums.slices)).tolist()):
-        own = slice(start, start + count)
-        if count:
-            operands = (matrices[own], all_of.search.full, numerators[own], weights[own])
-            add_symmetric(sums.slices[number], all_of.search.symmetry, *operands)
-        start += count
+    """Slices into their classes' maps; operators that permute the axes wait for `symmetrise`."""
+    add_symmetric(sums.slices, all_of.search.symmetry, matrices, all_of.search.full, numerators, weights, classes)
 
 
 def _weighted_sums(values: torch.Tensor, which: torch.Tensor, into: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:

@@ -198,14 +198,14 @@ def _own_scores(
     The slices of all `fan` children of a candidate stand together in `rows`.
     """
     candidates, search = all_of.candidates, all_of.search
-    k, kernels = len(pixels), kernels_for(candidates.projectors)
+    k, kernels = len(pixels), kernels_for(candidates.projector)
     # on a card many images share the slices of a search everywhere: a table of them is then cheaper than sampling for each image
     if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
         local = rows._replace(values=torch.arange(len(rows.values), device=factors.device))
         held = 2 * k * (rows.counts + 2 * shifts.counts) if factors.is_cuda else rows.counts * shifts.counts
         for images in chunks(held, _CHUNK[factors.device.type]):
-            operands = (candidates.projectors, pixels, batch.masked, batch.ctf, factors)
+            operands = (candidates.projector, pixels, batch.masked, batch.ctf, factors)
             yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
     cap = max(fan, int(free_bytes(factors.device) * _TABLE_SHARE) // (8 * k))

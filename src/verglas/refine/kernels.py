@@ -12,12 +12,11 @@ from verglas.volume import slices
 from verglas.volume.slices import Projector
 
 
-def kernels_for(projectors: list[Projector]) -> ModuleType | None:
+def kernels_for(projector: Projector) -> ModuleType | None:
     """`comparison` on the CPU, `comparison_triton` on a card, None where the plain code serves."""
-    first = projectors[0]
-    if slices.kernels_for(first.table) is None:
+    if slices.kernels_for(projector.table) is None:
         return None
-    return _on_cards() if first.table.device.type == "cuda" else (comparison if comparison.can_serve() else None)
+    return _on_cards() if projector.table.device.type == "cuda" else (comparison if comparison.can_serve() else None)
 
 
 def path_taken(device: torch.device) -> str:
