@@ -115,6 +115,8 @@ def _begin(task: Task, totals: Totals) -> tuple[Observations, State]:
     if task.kept:
         with _timed(totals.before, "check of all images", device):
             assert not unusable(task.source, device=device)
+        size, seconds = task.image_bytes / 1e9, totals.before["check of all images"]
+        print(f"all images read once, files not cached: {size:.4g} GB in {seconds:.1f} s, {size / seconds:.3g} GB/s", flush=True)
     with _timed(totals.before, "start", device):
         return seen, task.start(seen)
 

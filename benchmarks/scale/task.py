@@ -51,6 +51,12 @@ class Task:
         """Whether the images are read, and not rendered on demand."""
         return not isinstance(self.source, RenderedParticles)
 
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images as they are kept."""
+        one = self.source.read(np.arange(1))
+        return len(self.source) * one.numel() * one.element_size()
+
     def observations(self) -> Observations:
         """The engine's view of the particles. Rendering is no part of the job and must not hide beside it: it is not done ahead."""
         return Observations(self.particles, self.source, mask_diameter=MASK_DIAMETER, device=self.device, read_ahead=self.kept)
@@ -86,7 +92,7 @@ class Task:
 
 def task_of(given: argparse.Namespace, device: torch.device) -> Task:
     """Maps and rows; the images are rendered on demand."""
-    maps = true_maps(given.states, given.symmetry, given.box, given.pixel_size).to(device)
+    maps = true_maps(given.states, given.symmetry, given.box, given.pixel_size, device)
     particles = drawn(given.particles, given.box, given.pixel_size, classes=given.states)
     source = RenderedParticles(maps, given.pixel_size, particles, seed=1)
     return Task(given, _settings(given, device), maps * source.scale, particles, source)

@@ -21,6 +21,7 @@ from verglas.errors import InputError
 from verglas.particles import ArrayImages
 from verglas.refine.assignments import from_particles
 from verglas.refine.state import load_state
+from verglas.volume.fourier import fourier_crop
 
 BOX, PIXEL = 32, 286.7 / 32
 
@@ -39,6 +40,14 @@ def test_an_image_depends_on_seed_and_index_alone(source: RenderedParticles) -> 
     assert torch.allclose(source.read(np.array([3, NOISE_CHUNK + 1, 2])), whole[[3, NOISE_CHUNK + 1, 2]], atol=1e-5)
     assert whole[:, 0].std() == pytest.approx(1.0, abs=0.02)  # at the edge there is nothing but noise
     assert not torch.equal(whole[0], whole[NOISE_CHUNK])
+
+
+def test_large_boxes_hold_the_map_of_the_largest_that_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = true_maps(1, "C1", 32, 8.96)
+    monkeypatch.setattr("scale.truth._LARGEST", 32)
+    large = true_maps(1, "C1", 64, 4.48)
+    assert large.shape == (1, 64, 64, 64)
+    assert (fourier_crop(large, 32, 3) - small).norm() < 0.01 * small.norm()  # but for the Nyquist frequency
 
 
 def test_the_same_particles_in_any_box() -> None:
