@@ -110,12 +110,16 @@ def score_classes_2d(folder: Path, truth: Truth) -> Scores:
     """How far apart the true views of a class lie, and the origins after each average's own offset."""
     path = last_data(folder)
     found = read_particles(path)
-    true, label = truth.partners(found, path), found.column("class_number").astype(np.int64)
+    label, true = found.column("class_number").astype(np.int64), truth.partners(found, path)
+    return {"particles": len(found)} | class_figures_2d(label, found.angles()[:, 2], found.origins(), true, truth.symmetry)
+
+
+def class_figures_2d(label: np.ndarray, psi: np.ndarray, origins: np.ndarray, true: ParticleSet, symmetry: str) -> Scores:
+    """Views and shifts of 2D classes: found label, psi (degrees) and origins (Å) [n, …] of the particles whose true rows are `true`."""
     directions = euler_to_matrix(torch.from_numpy(true.angles()))[:, 2].numpy()
-    spread = orientation_spread(label, directions, symmetry_operators(truth.symmetry).numpy())
-    shifts = class_shift_errors(label, found.angles()[:, 2], found.origins(), true.origins())
+    spread = orientation_spread(label, directions, symmetry_operators(symmetry).numpy())
+    shifts = class_shift_errors(label, psi, origins, true.origins())
     return {
-        "particles": len(found),
         "classes": len(np.unique(label)),
         "view_median": float(np.median(spread)),
         "view_90": float(np.quantile(spread, 0.9)),
@@ -137,12 +141,17 @@ def pose_figures(path: Path, truth: Truth) -> Scores:
     """Errors of the poses and origins of a particle STAR, modulo the group, its normaliser and the mirror."""
     found = read_particles(path)
     true = truth.partners(found, path)
+    return {"particles": len(found)} | pose_figures_of(found.angles(), found.origins(), true, truth.symmetry)
+
+
+def pose_figures_of(angles: np.ndarray, origins: np.ndarray, true: ParticleSet, symmetry: str) -> Scores:
+    """Errors of found angles (degrees) and origins (Å) [n, …] of the particles whose true rows are `true`."""
     found_angles, true_angles, found_origins, true_origins = (
-        torch.from_numpy(values) for values in (found.angles(), true.angles(), found.origins(), true.origins())
+        torch.from_numpy(values) for values in (angles, true.angles(), origins, true.origins())
     )
-    errors = pose_errors(found_angles, true_angles, truth.symmetry, found_origins=found_origins, true_origins=true_origins).summary()
+    errors = pose_errors(found_angles, true_angles, symmetry, found_origins=found_origins, true_origins=true_origins).summary()
     wanted = ("pose_median", "pose_90", "within_10_degrees", "shift_median", "shift_90")
-    return {"particles": len(found)} | {name: errors[name] for name in wanted}
+    return {name: errors[name] for name in wanted}
 
 
 def map_figures(density: torch.Tensor, truth: Truth, state: int, *, anywhere: bool = False) -> Scores:

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from verglas.errors import InputError
-from verglas.io.mrc import write_stack
-from verglas.particles import OpticsGroups, ParticleSet, StackImages, ctf_parameters
+from verglas.errors import FileFormatError, InputError
+from verglas.io.mrc import read_header, write_stack
+from verglas.particles import KeptImages, OpticsGroups, ParticleSet, StackImages, ctf_parameters
 from verglas.particles.duplicates import keep_one_of_duplicates
 
 OPTICS = OpticsGroups(
@@ -91,3 +93,35 @@ def test_duplicates_are_found_after_the_shift_to_the_aligned_centre() -> None:
         micrograph_name="m", coordinate_x=[100.0, 160.0], coordinate_y=50.0, origin_x=[-30.0, 25.0], origin_y=0.0
     )
     assert keep_one_of_duplicates(particles, 10.0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int16", ">f4"])
+def test_any_choice_of_images_is_read_in_any_order_from_any_type(tmp_path: Path, dtype: str) -> None:
+    random = np.random.default_rng(3)
+    values = random.integers(-9, 9, (3, 7, 8, 8)).astype(np.float32)
+    names = []
+    for number, images in enumerate(values):
+        path = tmp_path / f"{number}.mrcs"
+        if dtype == ">f4":
+            with mrcfile.new(path, images.astype(">f4")) as file:
+                file.voxel_size = 2.0
+            assert read_header(path).dtype == np.dtype(">f4")
+        else:
+            write_stack(path, images, 2.0, dtype)
+        names += [f"{k + 1}@{path}" for k in range(7)]
+    source, flat = StackImages(named(*names)), values.reshape(21, 8, 8)
+    for chosen in (np.arange(21), np.array([20, 3, 3, 8, 0, 9, 10]), np.arange(1, 21, 2), np.array([], np.int64)):
+        assert np.array_equal(source.read(chosen).float().numpy(), flat[chosen])
+    assert source.read(np.arange(2)).dtype == (torch.float16 if dtype == "float16" else torch.float32)
+    kept = KeptImages(source)
+    for chosen in ([4, 2], [2, 20, 4]):
+        assert np.array_equal(kept.read(np.array(chosen)).float().numpy(), flat[chosen])
+
+
+def test_a_stack_that_shrinks_meanwhile_is_an_error(stacks: tuple[Path, Path]) -> None:
+    source = StackImages(named(*(f"{k}@{stacks[0]}" for k in range(1, 6))))
+    with stacks[0].open("r+b") as file:
+        file.truncate(1024 + 3 * 256)
+    assert len(source.read(np.arange(3))) == 3
+    with pytest.raises(FileFormatError, match="ends at byte"):
+        source.read(np.arange(5))

@@ -29,7 +29,7 @@ def simulated(
     under = torch.as_tensor(defocus).float()
     transfer = ctf(pixels.kx / (box * pixel_size), pixels.ky / (box * pixel_size), defocus_u=under, defocus_v=under - 200, **lens)
     turns = -(origins[:, :1] * pixels.kx + origins[:, 1:] * pixels.ky) / (box * pixel_size)
-    seen = Projector(volume, (box - 1) // 2).project(rotations, pixels) * transfer
+    seen = Projector(volume[None], (box - 1) // 2).project(rotations, pixels) * transfer
     seen = seen * torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
     images = irfft_centred(pixels.unpack(seen), box)
     signal = seen[:, pixels.shell == round(box * pixel_size / snr_at)].abs().square().mean()

@@ -8,11 +8,12 @@ import torch
 from refine.sets import particles, seen, two_states, without_poses
 from verglas.compute import native
 from verglas.refine import accumulate, comparison, expectation
-from verglas.refine.assignments import from_particles
+from verglas.refine.assignments import Assignments, from_particles
 from verglas.refine.expectation import Found, expect
 from verglas.refine.grids import GivenPoses, PlaneGrid, SpaceGrid, no_shift, shifts_within
 from verglas.refine.maximisation import spectrum
 from verglas.refine.model import Model, Sums
+from verglas.refine.observations import Observations
 from verglas.refine.search import Search
 from verglas.refine.start import starting_noise
 from verglas.volume import slices
@@ -27,10 +28,8 @@ on_all = pytest.mark.parametrize("device", DEVICES)
 PIXEL = 6.0
 
 
-def both(
-    search: Search, box: int, device: str, monkeypatch: pytest.MonkeyPatch, classes: int = 1, only: bool = False
-) -> list[tuple[Sums, Found]]:
-    """The pass compiled, and by the twins."""
+def operands(search: Search, box: int, device: str, classes: int = 1) -> tuple[Observations, torch.Tensor, Assignments, Model, Search]:
+    """What a pass over 24 particles takes."""
     images, table, truth = particles(24, box, PIXEL, 0.3) if classes == 1 else two_states(24, box, PIXEL, 0.3)
     view = seen(images, table, device)
     bare = table if search.given or search.local_sigma else without_poses(table)
@@ -40,16 +39,23 @@ def both(
     maps = torch.stack([lowpass(each * lopsided, PIXEL, 20.0) for each in (truth if classes > 1 else truth[None])]).to(device)
     if isinstance(search.grid, PlaneGrid):
         maps = torch.stack([maps[0].sum(0), maps[1].sum(1)])
-    tau2 = torch.stack([spectrum(each)[: view.shells] for each in maps])
+    tau2 = spectrum(maps)[:, : view.shells]
     share = torch.full((classes,), 1 / classes, dtype=torch.float64, device=device)
-    model = Model(maps, starting_noise(view, torch.arange(24, device=device), own), tau2, 9 * torch.ones_like(tau2), share, 6.0)
     rows = torch.arange(24, device=device)
-    bound = rows % 3 - 1 if only else None
+    return view, rows, own, Model(maps, starting_noise(view, rows, own), tau2, 9 * torch.ones_like(tau2), share, 6.0), search
+
+
+def both(
+    search: Search, box: int, device: str, monkeypatch: pytest.MonkeyPatch, classes: int = 1, only: bool = False
+) -> list[tuple[Sums, Found]]:
+    """The pass compiled, and by the twins."""
+    given = operands(search, box, device, classes)
+    bound = given[1] % 3 - 1 if only else None
     with monkeypatch.context() as plain:
-        compiled = expect(view, rows, own, model, search, only_class=bound)
+        compiled = expect(*given, only_class=bound)
         for module in (slices, accumulate, expectation):
             plain.setattr(module, "kernels_for", lambda _: None)
-        return [compiled, expect(view, rows, own, model, search, only_class=bound)]
+        return [compiled, expect(*given, only_class=bound)]
 
 
 def compare(found: list[tuple[Sums, Found]]) -> None:
@@ -106,17 +112,18 @@ def test_given_poses(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(native.native_library(comparison.SOURCE) is None, reason="no C++ compiler")
-def test_the_same_bits_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bits_with_any_number_of_threads() -> None:
     pixels = pixel_list(32, 12, multiple=64)
     grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
     search = Search(grid, shifts_within(1.5, 1.0, None), pixels, pixels, pixels, symmetry="D2", local_sigma=5.0)
     threads, found = torch.get_num_threads(), []
+    given = operands(search, 32, "cpu")
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(both(search, 32, "cpu", monkeypatch)[0])
+            found.append(expect(*given))
     finally:
         torch.set_num_threads(threads)
     for sums, poses in found[1:]:
-        assert torch.equal(sums.slices[0].data, found[0][0].slices[0].data)
+        assert torch.equal(sums.slices.data, found[0][0].slices.data)
         assert torch.equal(poses.log_likelihood, found[0][1].log_likelihood)

@@ -14,7 +14,7 @@ from verglas.refine.observations import Observations, shift_factors
 from verglas.refine.search import Search
 from verglas.refine.start import starting_noise
 from verglas.volume.filters import lowpass
-from verglas.volume.reconstruct import reconstruct, symmetrised
+from verglas.volume.reconstruct import reconstruct, symmetrise
 from verglas.volume.slices import FourierSums, Projector, pixel_list
 
 BOX, PIXEL = 32, 6.0
@@ -22,7 +22,7 @@ BOX, PIXEL = 32, 6.0
 
 def model_of(reference: torch.Tensor, view: Observations, own) -> Model:  # type: ignore[no-untyped-def]
     noise = starting_noise(view, torch.arange(len(view)), own)
-    tau2 = spectrum(reference)[None, : view.shells]
+    tau2 = spectrum(reference[None])[:, : view.shells]
     return Model(reference[None], noise, tau2, 9 * torch.ones_like(tau2), torch.ones(1, dtype=torch.float64), 6.0)
 
 
@@ -39,7 +39,7 @@ def test_sums_equal_a_plain_evaluation() -> None:
     sums, found = expect(view, torch.arange(6), own, model, search)
 
     poses = grid.children(torch.arange(len(grid))).flatten(0, 1)
-    slices = Projector(reference, 8).project(poses, pixels).to(torch.complex128)
+    slices = Projector(reference[None], 8).project(poses, pixels).to(torch.complex128)
     batch = view.batch(torch.arange(6), own, model.sigma2, pixels)
     factors = shift_factors(pixels, shifts.fine).to(torch.complex128)
     plain = FourierSums(BOX, 2, 8, dtype=torch.float64)
@@ -57,8 +57,8 @@ def test_sums_equal_a_plain_evaluation() -> None:
         inside = torch.einsum("tr,trk->k", weight, difference)
         residual += view.shell_sum(inside, pixels) * model.sigma2[0]
         residual[9:] += batch.power[i, 9:]
-    assert (sums.slices[0].numerator - plain.numerator).abs().max() < 2e-3 * plain.numerator.abs().max()
-    assert (sums.slices[0].weight - plain.weight).abs().max() < 2e-3 * plain.weight.abs().max()
+    assert (sums.slices.numerators() - plain.numerators()).abs().max() < 2e-3 * plain.numerators().abs().max()
+    assert (sums.slices.weights() - plain.weights()).abs().max() < 2e-3 * plain.weights().abs().max()
     assert torch.allclose(sums.residual[0][1:], residual[1:], rtol=2e-3)
 
 
@@ -109,7 +109,8 @@ def test_global_search_finds_the_poses() -> None:
     _, found = expect(view, torch.arange(60), own, model, near)
     own.matrices, own.origins = found.matrices, found.origins
     assert errors(own, table, "D2").summary()["pose_median"] < 0.8 * score["pose_median"]
-    volume = reconstruct(symmetrised(sums.slices[0], "D2"))
+    symmetrise(sums.slices, "D2")
+    [volume] = reconstruct(sums.slices)
     assert torch.corrcoef(torch.stack([lowpass(x, PIXEL, 30.0).flatten() for x in (volume, truth)]))[0, 1] > 0.9
 
 

@@ -26,7 +26,7 @@ def test_slices_equal_the_direct_sum(box: int, padding: int, tolerance: float) -
     volume = blobs(box)
     pixels = pixel_list(box, box // 2 - 1, min_shell=0, multiple=16)
     matrices = random_rotations(3, torch.Generator().manual_seed(1))
-    found = Projector(volume, box // 2 - 1, padding).project(matrices, pixels)
+    found = Projector(volume[None], box // 2 - 1, padding).project(matrices, pixels)
     for matrix, slice_ in zip(matrices, found):
         exact = direct_slice(volume, matrix, pixels.kx, pixels.ky)
         for shell in range(2, box // 2 - 1):  # grid points near the origin lie too regularly for sinc² to be undone
@@ -42,7 +42,7 @@ def test_no_dip_at_high_resolution() -> None:
     volume = torch.randn(box, box, box, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * ball
     pixels = pixel_list(box, box // 2 - 1)
     matrix = random_rotations(1, torch.Generator().manual_seed(3))
-    found = Projector(volume, box // 2 - 1).project(matrix, pixels)[0]
+    found = Projector(volume[None], box // 2 - 1).project(matrix, pixels)[0]
     exact = direct_slice(volume, matrix[0], pixels.kx, pixels.ky)
     for shell in range(1, box // 2):
         ring = pixels.shell == shell
@@ -62,7 +62,7 @@ def test_backprojection_is_the_exact_transpose(dims: int, box: int, padding: int
     values = torch.randn(5, len(pixels), generator=generator, dtype=torch.complex128)
     sums = FourierSums(box, dims, max_shell, padding, dtype=torch.float64)
     sums.add(matrices, pixels, values)
-    forward = (values.conj() * Projector(volume, max_shell, padding).project(matrices, pixels)).sum().real
+    forward = (values.conj() * Projector(volume[None], max_shell, padding).project(matrices, pixels)).sum().real
     backward = (volume * sums.adjoint()).sum()
     assert abs(forward - backward) < 1e-9 * abs(forward)
 
@@ -72,7 +72,7 @@ def test_image_of_unpacked_slice_is_the_projection_along_z() -> None:
 
     volume = blobs(32)
     pixels = pixel_list(32, 15, min_shell=0, multiple=64)
-    slice_ = Projector(volume, 15).project(torch.eye(3, dtype=torch.float64)[None], pixels)[0]
+    slice_ = Projector(volume[None], 15).project(torch.eye(3, dtype=torch.float64)[None], pixels)[0]
     image = irfft_centred(pixels.unpack(slice_), 32)
     assert (image - volume.sum(0)).abs().max() < 0.12 * volume.sum(0).max()  # the grid-point case: sinc² of z is not undone
     assert torch.corrcoef(torch.stack([image.flatten(), volume.sum(0).flatten()]))[0, 1] > 0.999
@@ -94,7 +94,7 @@ def test_relion_project_agrees(tmp_path) -> None:
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     theirs = torch.as_tensor(np.asarray(read_image(tmp_path / "p.mrc")))
     pixels = pixel_list(box, box // 2 - 1)
-    ours = Projector(volume, box // 2 - 1).project(euler_to_matrix(torch.tensor([[30.0, 50.0, 70.0]])), pixels)[0]
+    ours = Projector(volume[None], box // 2 - 1).project(euler_to_matrix(torch.tensor([[30.0, 50.0, 70.0]])), pixels)[0]
     from verglas.volume.fourier import rfft_centred
 
     packed = pixels.pack(rfft_centred(theirs))

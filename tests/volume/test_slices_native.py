@@ -24,7 +24,7 @@ def orientations(n: int, dims: int, generator: torch.Generator) -> torch.Tensor:
 def slices_of(box: int, shell: int, padding: int, least: int, dims: int = 3) -> tuple[Projector, torch.Tensor, tuple]:
     """A map of noise, 9 orientations, and pixels with values and weights of 9 slices."""
     generator = torch.Generator().manual_seed(box)
-    projector = Projector(torch.randn([box] * dims, generator=generator), shell, padding)
+    projector = Projector(torch.randn([1, *[box] * dims], generator=generator), shell, padding)
     pixels = pixel_list(box, shell, min_shell=least, multiple=64)
     values = torch.randn(9, len(pixels), generator=generator, dtype=torch.complex64)
     matrices = orientations(9, dims, generator)
@@ -61,7 +61,7 @@ def test_slices_and_sums_are_those_of_the_twin(
 def test_sums_are_the_transpose_of_slices(box: int, padding: int, dims: int) -> None:
     shell = (box - 1) // 2
     generator = torch.Generator().manual_seed(3)
-    volume = torch.randn([box] * dims, generator=generator)
+    volume = torch.randn([1, *[box] * dims], generator=generator)
     projector, pixels = Projector(volume, shell, padding), pixel_list(box, shell)
     values = torch.randn(7, len(pixels), generator=generator, dtype=torch.complex64)
     matrices = orientations(7, dims, generator)

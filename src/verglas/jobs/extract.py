@@ -349,7 +349,7 @@ def measure(out: Path, params: Params) -> Metrics:
     particles = read_particles(out / _PARTICLES)
     images = StackImages(particles)
     sample = np.unique(np.linspace(0, len(images) - 1, min(_MEASURED, len(images))).astype(int))
-    outside = images.read(sample)[:, background_mask(images.box, params.background_radius)]
+    outside = images.read(sample).float()[:, background_mask(images.box, params.background_radius)]
     header = read_header(str(particles.column("image_name")[0]).partition("@")[2])
     return {
         "particles": len(particles),

@@ -129,7 +129,7 @@ def prepare(job: Job, least: int) -> Prepared:
     everything = check_particles(job, least)
     check_ranks(job, len(everything))
     items = Items("particles", total=len(everything))
-    bad = unusable(StackImages(everything), job.ranks)
+    bad = unusable(StackImages(everything), job.ranks, device=device)
     for row, reason in bad.items():
         items.fail(str(everything.column("image_name")[row]), reason)
     kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()

@@ -107,7 +107,7 @@ def _rotations(reference: torch.Tensor, psi: torch.Tensor, directions: torch.Ten
         k, n = len(directions), len(psi)
         angles = torch.cat([directions.double().repeat_interleave(n, 0), psi.repeat(k)[:, None]], dim=1)
     pixels = pixel_list(box, (box - 1) // 2, min_shell=0, device=reference.device)
-    slices = Projector(reference, (box - 1) // 2).project(euler_to_matrix(angles).to(reference), pixels)
+    slices = Projector(reference[None], (box - 1) // 2).project(euler_to_matrix(angles).to(reference), pixels)
     half = pixels.unpack(slices)
     half[..., 0, 0] /= 2  # DC is its own mate
     return torch.fft.fftshift(torch.fft.irfft2(half, s=(box, box)), dim=(-2, -1))

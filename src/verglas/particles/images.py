@@ -6,6 +6,7 @@ batch = images.read(np.arange(100))          # float32 [100, box, box], bright p
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +14,11 @@ import numpy as np
 import torch
 
 from verglas.errors import InputError
-from verglas.io.mrc import read_header, read_stack
+from verglas.io.mrc_header import MrcHeader, read_header
+from verglas.io.mrc_images import read_images
 from verglas.particles.tables import ParticleSet
+
+_STACKS_AT_ONCE = 8  # a disk, and a file system that many disks serve, read several files faster than one
 
 
 class ImageSource(Protocol):
@@ -27,11 +31,11 @@ class ImageSource(Protocol):
         """Number of images."""
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
-        """Images of these particles, float32 [n, box, box], on the CPU."""
+        """Images of these particles, float32 or float16 [n, box, box]: on the CPU, unless they are made on a device."""
 
 
 class ArrayImages:
-    """Images that are in memory already: a tensor [n, box, box] with its pixel size (Å)."""
+    """Images that are in memory already: a tensor [n, box, box], float32 or float16, with its pixel size (Å)."""
 
     def __init__(self, images: torch.Tensor, pixel_size: float) -> None:
         self._images, self.pixel_size, self.box = images, pixel_size, int(images.shape[-1])
@@ -41,7 +45,8 @@ class ArrayImages:
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """See `ImageSource.read`."""
-        return self._images[torch.as_tensor(indices, dtype=torch.long)].float()
+        out = room(len(indices), self.box, self._images.dtype)
+        return torch.index_select(self._images, 0, torch.as_tensor(indices, dtype=torch.long), out=out)
 
 
 class StackImages:
@@ -53,26 +58,42 @@ class StackImages:
     def __init__(self, particles: ParticleSet) -> None:
         self.box, self.pixel_size = particles.optics.box_size, particles.optics.pixel_size
         self._stacks, self._stack_of, self._index = _locate([str(name) for name in particles.column("image_name")])
-        for number, stack in enumerate(self._stacks):
-            rows = np.flatnonzero(self._stack_of == number)
-            _check_stack(stack, self.box, self._index[rows], rows)
+        by_stack = np.split(np.argsort(self._stack_of, kind="stable"), np.cumsum(np.bincount(self._stack_of))[:-1])
+        self._headers = [_checked(stack, self.box, self._index[rows], rows) for stack, rows in zip(self._stacks, by_stack)]
+        halves = all(header.dtype == np.float16 for header in self._headers)
+        self.dtype = torch.float16 if halves else torch.float32
 
     def __len__(self) -> int:
         return len(self._index)
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
-        """See `ImageSource.read`. Each stack is opened once a call."""
-        indices = np.asarray(indices)
-        out = torch.empty(len(indices), self.box, self.box)
-        stack_of = self._stack_of[indices]
-        for number in np.unique(stack_of):
-            rows = np.flatnonzero(stack_of == number)
-            out[torch.from_numpy(rows)] = torch.from_numpy(read_stack(self._stacks[number], self._index[indices[rows]]))
+        """See `ImageSource.read`. float16 where all stacks are. Each stack is opened once a call, several at a time."""
+        out = room(len(indices), self.box, self.dtype)
+        self._read_into(out.numpy(), np.asarray(indices))
         return out
 
     def preload(self) -> ArrayImages:
         """All images read into memory."""
-        return ArrayImages(self.read(np.arange(len(self))), self.pixel_size)
+        images = torch.empty(len(self), self.box, self.box, dtype=self.dtype)
+        self._read_into(images.numpy(), np.arange(len(self)))
+        return ArrayImages(images, self.pixel_size)
+
+    def _read_into(self, out: np.ndarray, indices: np.ndarray) -> None:
+        stack_of = self._stack_of[indices]
+        by_stack = np.argsort(stack_of, kind="stable")
+        parts = np.split(by_stack, np.flatnonzero(np.diff(stack_of[by_stack])) + 1) if len(indices) else []
+
+        def read(rows: np.ndarray) -> None:
+            number, own = stack_of[rows[0]], self._index[indices[rows]]
+            together = rows[-1] - rows[0] == len(rows) - 1
+            into = out[rows[0] : rows[-1] + 1] if together else np.empty((len(rows), *out.shape[1:]), out.dtype)
+            read_images(self._stacks[number], self._headers[number], own, into)
+            if not together:
+                out[rows] = into
+
+        with ThreadPoolExecutor(_STACKS_AT_ONCE) as readers:
+            for _ in readers.map(read, parts):
+                pass
 
 
 class KeptImages:
@@ -80,7 +101,8 @@ class KeptImages:
 
     def __init__(self, source: ImageSource) -> None:
         self._source, self.box, self.pixel_size = source, source.box, source.pixel_size
-        self._images = torch.empty(len(source), self.box, self.box)  # the system gives memory for what is written only
+        # the system gives memory for what is written only
+        self._images = torch.empty(len(source), self.box, self.box, dtype=getattr(source, "dtype", torch.float32))
         self._kept = np.zeros(len(source), bool)
 
     def __len__(self) -> int:
@@ -93,7 +115,13 @@ class KeptImages:
         if len(new):
             self._images[torch.from_numpy(new)] = self._source.read(new)
             self._kept[new] = True
-        return self._images[torch.from_numpy(indices)]
+        out = room(len(indices), self.box, self._images.dtype)
+        return torch.index_select(self._images, 0, torch.from_numpy(indices), out=out)
+
+
+def room(n: int, box: int, dtype: torch.dtype) -> torch.Tensor:
+    """Memory for images [n, box, box]. Pinned where this process works with a card: copies to it are faster, and it is kept for reuse."""
+    return torch.empty(n, box, box, dtype=dtype, pin_memory=torch.cuda.is_initialized())
 
 
 def _locate(names: list[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
@@ -108,13 +136,14 @@ def _locate(names: list[str]) -> tuple[list[Path], np.ndarray, np.ndarray]:
     return [Path(stack) for stack in stacks], stack_of, index
 
 
-def _check_stack(stack: Path, box: int, index: np.ndarray, rows: np.ndarray) -> None:
+def _checked(stack: Path, box: int, index: np.ndarray, rows: np.ndarray) -> MrcHeader:
+    """The header of a stack that has the particles' box and all images `index`, which rows `rows` ask for."""
     if not stack.exists():
         raise InputError(
             stack, f"no such stack, {len(index)} particles refer to it", "Run from the project folder that the names start from"
         )
-    shape = read_header(stack).shape
-    count = shape[0] if len(shape) == 3 else 1
+    header = read_header(stack)
+    shape, count = header.shape, header.shape[0]
     if shape[-2:] != (box, box):
         raise InputError(
             stack, f"images are {shape[-1]} × {shape[-2]} px, the optics table says {box}", "Mend rlnImageSize or extract again"
@@ -124,3 +153,4 @@ def _check_stack(stack: Path, box: int, index: np.ndarray, rows: np.ndarray) -> 
         where = f"row {rows[outside[0]] + 1}" + (f" and {len(outside) - 1} more" if len(outside) > 1 else "")
         problem = f"image {index[outside[0]] + 1} asked for, it holds 1 to {count} ({where})"
         raise InputError(stack, problem, "Mend rlnImageName; the first image is 1")
+    return header

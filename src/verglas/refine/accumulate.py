@@ -38,7 +38,7 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     counts = torch.bincount(entries.image, minlength=len(batch))
     starts = torch.cumsum(counts, 0) - counts
     cross, energy = torch.zeros_like(batch.ctf), torch.zeros_like(batch.ctf)
-    kernels = kernels_for(all_of.candidates.projectors)
+    kernels = kernels_for(all_of.candidates.projector)
     for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE[factors.device.type]):
         part = Entries(*(values[int(starts[first]) : int(starts[last - 1] + counts[last - 1])] for values in entries))
         if kernels is None:
@@ -95,7 +95,7 @@ def _add_compiled(
     matrices, classes = all_of.candidates.fine_poses(rows)
     operands = (batch.ctf[first:last], factors, groups)
     expected = (batch.masked[first:last], *operands, matrices[of_group], classes[of_group])
-    found = kernels.sum_over_slices(all_of.candidates.projectors, all_of.search.full, *expected)
+    found = kernels.sum_over_slices(all_of.candidates.projector, all_of.search.full, *expected)
     cross[first:last] += found[0]
     energy[first:last] += found[1]
 
@@ -127,15 +127,15 @@ def add_groups(
     """
     classes = torch.zeros(len(matrices), dtype=torch.long, device=matrices.device)
     masked, unmasked, ctf = (values[own] for values in (batch.masked, batch.unmasked, batch.ctf))
-    kernels, full = kernels_for(all_of.candidates.projectors), all_of.search.full
+    kernels, full = kernels_for(all_of.candidates.projector), all_of.search.full
     if kernels is not None:
-        found = kernels.sum_over_slices(all_of.candidates.projectors, full, masked, ctf, factors, groups, matrices, classes)
+        found = kernels.sum_over_slices(all_of.candidates.projector, full, masked, ctf, factors, groups, matrices, classes)
         every = torch.arange(len(matrices) + 1, device=matrices.device)
         numerators, weights = kernels.sum_into_slices(unmasked, ctf, factors, groups, every[:-1], every)
     else:
         phase = torch.complex(*(_weighted_by_group(part, groups) for part in (factors.real, factors.imag)))
         share = _weighted_by_group(torch.ones_like(groups.weight)[:, None], groups)
-        slices = all_of.candidates.projectors[0].project(matrices, full)
+        slices = all_of.candidates.projector.project(matrices, full)
         moved = (masked * ctf)[groups.image] * phase
         products = torch.stack([(moved.conj() * slices).real, share * slices.abs().square() * ctf.square()[groups.image]])
         found = torch.zeros(2, *ctf.shape, device=ctf.device).index_add_(1, groups.image, products).unbind(0)
@@ -164,14 +164,8 @@ def _enough(share: torch.Tensor) -> torch.Tensor:
 def _back_project(
     all_of: Pass, sums: Sums, matrices: torch.Tensor, classes: torch.Tensor, numerators: torch.Tensor, weights: torch.Tensor
 ) -> None:
-    """Slices, sorted by class, into their class's map; operators that permute the axes wait for `symmetrised`."""
-    start = 0
-    for number, count in enumerate(torch.bincount(classes, minlength=len(sums.slices)).tolist()):
-        own = slice(start, start + count)
-        if count:
-            operands = (matrices[own], all_of.search.full, numerators[own], weights[own])
-            add_symmetric(sums.slices[number], all_of.search.symmetry, *operands)
-        start += count
+    """Slices into their classes' maps; operators that permute the axes wait for `symmetrise`."""
+    add_symmetric(sums.slices, all_of.search.symmetry, matrices, all_of.search.full, numerators, weights, classes)
 
 
 def _weighted_sums(values: torch.Tensor, which: torch.Tensor, into: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:

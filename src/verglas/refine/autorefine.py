@@ -32,7 +32,7 @@ from verglas.refine.search import Found
 from verglas.refine.settings import Settings
 from verglas.refine.state import Progress, State
 from verglas.volume.fsc import corrected_fsc, fsc, phase_randomise, randomisation_shell, resolution_shell
-from verglas.volume.reconstruct import reconstruct, symmetrised
+from verglas.volume.reconstruct import reconstruct, symmetrise
 from verglas.volume.slices import pixel_list
 
 _WITHOUT_GAIN, _WITHOUT_CHANGES = 1, 1  # iterations that end a sampling
@@ -119,21 +119,20 @@ def _reconstruct_halves(
     state: State, sums: list[Sums], seen: Observations, settings: Settings, mask: torch.Tensor | None, score_shell: int
 ) -> None:
     """FSC of the halves, and each half's map under the prior that the FSC gives."""
-    for part in sums:
-        part.slices[0] = symmetrised(part.slices[0], settings.symmetry)
-    halves = [part.slices[0] for part in sums]
+    halves = [part.slices for part in sums]
+    for half in halves:
+        symmetrise(half, settings.symmetry)
     joined_shell = min(score_shell, math.floor(seen.box * seen.pixel_size / settings.low_resol_join)) if settings.low_resol_join else 0
     joined_low(halves[0], halves[1], joined_shell)
-    state.unfiltered = [reconstruct(half) for half in halves]
+    state.unfiltered = [reconstruct(half)[0] for half in halves]
     state.fsc = _fsc(state.unfiltered, seen, settings, mask, joined_shell)
     state.progress.fsc_at_limit = float(state.fsc[min(score_shell, len(state.fsc) - 1)])
     ssnr = ssnr_of_fsc(state.fsc)
-    state.weights = [shell_weights(half, len(ssnr))[None] for half in halves]
+    state.weights = [shell_weights(half, len(ssnr)) for half in halves]
     for model, half in zip(state.models, halves):
         tau2 = tau2_of_ssnr(ssnr, half, settings.tau2_fudge)
-        volume = reconstruct(half, tau2)
-        model.references = flattened(volume, mask, settings.mask_diameter / seen.pixel_size)[None]
-        model.tau2, model.ssnr = tau2[None], ssnr[None]
+        model.references = flattened(reconstruct(half, tau2), mask, settings.mask_diameter / seen.pixel_size)
+        model.tau2, model.ssnr = tau2, ssnr[None]
 
 
 def _fsc(maps: list[torch.Tensor], seen: Observations, settings: Settings, mask: torch.Tensor | None, joined_shell: int) -> torch.Tensor:
@@ -152,20 +151,20 @@ def _fsc(maps: list[torch.Tensor], seen: Observations, settings: Settings, mask:
 
 def _join(state: State, sums: list[Sums], settings: Settings, mask: torch.Tensor | None, diameter_px: float) -> None:
     """The map of all particles."""
-    first, second = sums
-    first.slices[0].data.add_(second.slices[0].data)
+    whole = sums[0].slices
+    whole.data.add_(sums[1].slices.data)
     ssnr = ssnr_of_fsc(state.fsc, joined=True)
-    tau2 = tau2_of_ssnr(ssnr, first.slices[0], settings.tau2_fudge)
+    tau2 = tau2_of_ssnr(ssnr, whole, settings.tau2_fudge)
     own, other = state.models
     state.joined = Model(
-        flattened(reconstruct(first.slices[0], tau2), mask, diameter_px)[None],
+        flattened(reconstruct(whole, tau2), mask, diameter_px),
         (own.sigma2 + other.sigma2) / 2,
-        tau2[None],
+        tau2,
         ssnr[None],
         own.class_weight,
         (own.offset_sigma + other.offset_sigma) / 2,
     )
-    state.weights.append(shell_weights(first.slices[0], len(ssnr))[None])
+    state.weights.append(shell_weights(whole, len(ssnr)))
 
 
 def _judge(state: State, before: Assignments, seen: Observations, settings: Settings, symmetry: str, score_shell: int, last: bool) -> None:

@@ -1,4 +1,4 @@
-"""Slices of the candidates: the references' projectors and a pose grid under one numbering.
+"""Slices of the candidates: the references' projector and a pose grid under one numbering.
 
 Coarse candidate c stands for class c // len(grid) in pose c % len(grid); its children are c * fan … c * fan + fan − 1.
 """
@@ -17,7 +17,7 @@ class Candidates:
 
     def __init__(self, references: torch.Tensor, grid: PoseGrid, max_shell: int, padding: int) -> None:
         self.grid, self.classes = grid, len(references)
-        self.projectors = [Projector(reference, max_shell, padding) for reference in references]
+        self.projector = Projector(references, max_shell, padding)
 
     def __len__(self) -> int:
         return self.classes * len(self.grid)
@@ -27,11 +27,11 @@ class Candidates:
         return coarse // len(self.grid)
 
     def coarse(self, candidates: torch.Tensor, pixels: Pixels) -> torch.Tensor:
-        """Slices of coarse candidates [m], ascending, as real pairs [m, 2k]."""
+        """Slices of coarse candidates [m] as real pairs [m, 2k]."""
         return self._project(*self.families(candidates, 1), pixels)
 
     def slices(self, candidates: torch.Tensor, fan: int, pixels: Pixels) -> torch.Tensor:
-        """Slices of coarse candidates [m], ascending, or of all their `fan` children, as real pairs [m * fan, 2k]."""
+        """Slices of coarse candidates [m], or of all their `fan` children, as real pairs [m * fan, 2k]."""
         return self._project(*self.families(candidates, fan), pixels)
 
     def families(self, candidates: torch.Tensor, fan: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ class Candidates:
         return self.grid.children(poses).flatten(0, 1), classes.repeat_interleave(fan)
 
     def fine(self, candidates: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Slices [m, 2k], matrices [m, 3, 3] and classes [m] of single children, ascending."""
+        """Slices [m, 2k], matrices [m, 3, 3] and classes [m] of single children."""
         matrices, classes = self.fine_poses(candidates)
         return self._project(matrices, classes, pixels), matrices, classes
 
@@ -53,8 +53,4 @@ class Candidates:
         return fan[torch.arange(len(parents), device=fan.device), candidates % self.grid.fan], self.class_of(parents)
 
     def _project(self, matrices: torch.Tensor, classes: torch.Tensor, pixels: Pixels) -> torch.Tensor:
-        counts = torch.bincount(classes, minlength=self.classes).tolist()
-        parts = [projector.project(part, pixels) for projector, part in zip(self.projectors, matrices.split(counts)) if len(part)]
-        if not parts:
-            return torch.zeros(0, 2 * len(pixels), device=matrices.device)
-        return reals(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return reals(self.projector.project(matrices, pixels, classes))

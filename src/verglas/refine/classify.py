@@ -23,12 +23,12 @@ from verglas.refine.iteration import (
     shared,
     take_in,
 )
-from verglas.refine.maximisation import class_map, flattened, noise_free_power, shell_weights
+from verglas.refine.maximisation import class_maps, flattened, noise_free_power, shell_weights
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Observations
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
-from verglas.volume.reconstruct import symmetrised
+from verglas.volume.reconstruct import symmetrise
 
 _LEAST_CLASS = 1e-6  # share of the particles below which a class is empty
 _EMPTY = 0.1  # share of a class, in even shares, below which it counts as empty
@@ -78,24 +78,20 @@ def _maximise(
     state: State, model: Model, sums: Sums, seen: Observations, settings: Settings, mask: torch.Tensor | None, *, fresh: bool
 ) -> None:
     """New references and statistics; `fresh`: the references' scale says nothing, so tau2 is taken from the sums."""
-    weights, resolution = torch.zeros_like(model.tau2), []
     new_statistics(model, sums, seen, settings)
-    for number, into in enumerate(sums.slices):
-        if model.class_weight[number] < _LEAST_CLASS:
-            model.references[number], model.tau2[number], model.ssnr[number] = 0.0, 0.0, 0.0
-            resolution.append(0)
-            continue
-        whole = symmetrised(into, settings.symmetry if settings.dims == 3 else "C1")
-        weight = shell_weights(whole, seen.shells)
-        power = noise_free_power(whole, weight)
-        tau2 = power if fresh else torch.maximum(model.tau2[number], _seed(power, weight, settings.tau2_fudge))
-        volume, ssnr, tau2 = class_map(whole, tau2, weight, settings.tau2_fudge)
-        model.references[number] = flattened(volume, mask, settings.mask_diameter / seen.pixel_size)
-        model.tau2[number], model.ssnr[number], weights[number] = tau2, ssnr, weight
-        resolution.append(_shells_above_one(ssnr))
-    state.weights = [weights]
+    symmetrise(sums.slices, settings.symmetry if settings.dims == 3 else "C1")
+    weight, fudge = shell_weights(sums.slices, seen.shells), settings.tau2_fudge
+    power = noise_free_power(sums.slices, weight)
+    tau2 = power if fresh else torch.maximum(model.tau2, _seed(power, weight, fudge))
+    volumes, ssnr, tau2 = class_maps(sums.slices, tau2, weight, fudge)
+    empty = model.class_weight < _LEAST_CLASS
+    for values in (volumes, ssnr, tau2, weight):
+        values[empty] = 0.0
+    model.references = flattened(volumes, mask, settings.mask_diameter / seen.pixel_size)
+    model.tau2, model.ssnr = tau2, ssnr
+    state.weights = [weight]
     limit = settings.shell_limit(seen.box, seen.pixel_size)
-    state.progress.resolution_shell = max(1, min(limit, max(resolution)))
+    state.progress.resolution_shell = max(1, min(limit, int(_shells_above_one(ssnr).max())))
 
 
 def _seed(power: torch.Tensor, weight: torch.Tensor, fudge: float) -> torch.Tensor:
@@ -107,13 +103,12 @@ def _seed(power: torch.Tensor, weight: torch.Tensor, fudge: float) -> torch.Tens
 
 
 def class_shell(ssnr: torch.Tensor) -> int:
-    """The last shell before a class's SSNR first falls under 1."""
-    return _shells_above_one(ssnr)
+    """The last shell before a class's SSNR [shells] first falls under 1."""
+    return int(_shells_above_one(ssnr))
 
 
-def _shells_above_one(ssnr: torch.Tensor) -> int:
-    under = torch.nonzero(ssnr[1:] < 1)[:, 0]
-    return int(under[0]) if len(under) else len(ssnr) - 1
+def _shells_above_one(ssnr: torch.Tensor) -> torch.Tensor:
+    return (ssnr[..., 1:] >= 1).long().cumprod(-1).sum(-1)
 
 
 def _only_class(state: State, settings: Settings) -> torch.Tensor | None:

@@ -79,10 +79,12 @@ inline float factor_of(const Groups& groups, int64_t group, const float* factors
 
 }  // namespace
 
-struct References {  // one table a class
-    const float* const* tables;
+struct References {  // a table a class, one after the other
+    const float* tables;
     Grid grid;
     Plane plane;
+
+    const float* table(int64_t number) const { return tables + 2 * grid.stride_map * number; }
 };
 
 struct Lists {  // of images: values[starts[i] ... starts[i] + counts[i]]
@@ -115,7 +117,7 @@ void score_own(const References* of, const Images* seen, const int64_t* which, i
             const int64_t here = std::min<int64_t>(SLICES, slices->counts[image] - first);
             for (int64_t r = 0; r < here; r++) {
                 const int64_t place = slices->values[slices->starts[image] + first + r];
-                sample(of->tables[classes[place]], of->grid, matrices + 9 * place, of->plane, buffer.data() + r * length);
+                sample(of->table(classes[place]), of->grid, matrices + 9 * place, of->plane, buffer.data() + r * length);
             }
             float* rows = scores + first * most_shifts;
             int64_t r = 0;
@@ -167,7 +169,7 @@ void sum_over_slices(const References* of, const Images* seen, const Groups* gro
         for (int64_t group = starts[image]; group < starts[image + 1]; group++) {
             const float share = factor_of(*groups, group, seen->factors, k, factor.data());
             shift(seen->images + 2 * image * seen->stride, ctf, factor.data(), k, moved.data());
-            sample(of->tables[classes[group]], of->grid, matrices + 9 * group, of->plane, slice.data());
+            sample(of->table(classes[group]), of->grid, matrices + 9 * group, of->plane, slice.data());
             for (int64_t j = 0; j < k; j++) {
                 products[j] += moved[2 * j] * slice[2 * j] + moved[2 * j + 1] * slice[2 * j + 1];
                 powers[j] += share * (slice[2 * j] * slice[2 * j] + slice[2 * j + 1] * slice[2 * j + 1]);

@@ -6,7 +6,7 @@ The twins in torch are `score.own_scores` on sampled slices, and `accumulate`'s 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_bool, c_int64, c_void_p
+from ctypes import Structure, byref, c_bool, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ SOURCE = Path(__file__).with_name("comparison.cpp")
 
 
 class _References(Structure):
-    _fields_ = (("tables", POINTER(c_void_p)), ("grid", slices_native.Grid), ("plane", slices_native.Plane))
+    _fields_ = (("tables", c_void_p), ("grid", slices_native.Grid), ("plane", slices_native.Plane))
 
 
 class _Lists(Structure):
@@ -47,7 +47,7 @@ def why_not() -> str:
 
 
 def score_own(
-    projectors: list[Projector],
+    projector: Projector,
     pixels: Pixels,
     images: torch.Tensor,
     ctf: torch.Tensor,
@@ -68,14 +68,14 @@ def score_own(
     library = _library()
     most = int(slices.counts[which].max()), int(shifts.counts[which].max())
     out = torch.full((len(which), *most), -torch.inf)
-    of, seen = _references(projectors, pixels), _images(images, ctf, factors)
+    of, seen = _references(projector, pixels), _images(images, ctf, factors)
     lists = [_Lists(*(address(values) for values in (each.values, each.starts, each.counts))) for each in (slices, shifts)]
     poses = (address(matrices), address(classes))
     shape = (c_int64(most[0]), c_int64(most[1]), c_bool(correlation))
 
     def part(thread: int, threads: int) -> None:
         own = (address(which), c_int64(len(which)), byref(lists[0]), *poses, byref(lists[1]), address(out), *shape)
-        library.score_own(byref(of[0]), byref(seen), *own, c_int64(thread), c_int64(threads))
+        library.score_own(byref(of), byref(seen), *own, c_int64(thread), c_int64(threads))
 
     in_threads(part, min(torch.get_num_threads(), len(which)))
     return out
@@ -101,7 +101,7 @@ def sum_into_slices(
 
 
 def sum_over_slices(
-    projectors: list[Projector],
+    projector: Projector,
     pixels: Pixels,
     images: torch.Tensor,
     ctf: torch.Tensor,
@@ -114,11 +114,11 @@ def sum_over_slices(
     library, count = _library(), len(images)
     cross, energy = torch.empty(count, len(pixels)), torch.empty(count, len(pixels))
     starts = torch.searchsorted(groups.image, torch.arange(count + 1))
-    of, seen, entries = _references(projectors, pixels), _images(images, ctf, factors), _groups(groups)
+    of, seen, entries = _references(projector, pixels), _images(images, ctf, factors), _groups(groups)
 
     def part(thread: int, threads: int) -> None:
         own = (address(matrices), address(classes), address(starts), c_int64(count), address(cross), address(energy))
-        library.sum_over_slices(byref(of[0]), byref(seen), byref(entries), *own, c_int64(thread), c_int64(threads))
+        library.sum_over_slices(byref(of), byref(seen), byref(entries), *own, c_int64(thread), c_int64(threads))
 
     in_threads(part, min(torch.get_num_threads(), count))
     return cross, energy
@@ -130,12 +130,10 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _references(projectors: list[Projector], pixels: Pixels) -> tuple[_References, object]:
-    """The classes' tables, and what must live as long as they are used."""
-    first = projectors[0]
-    tables = (c_void_p * len(projectors))(*(projector.table.data_ptr() for projector in projectors))
-    grid = slices_native.grid_of(first.table.shape[:-1], first.half_range, first.padding)
-    return _References(ctypes.cast(tables, POINTER(c_void_p)), grid, slices_native.plane_of(pixels)), tables
+def _references(projector: Projector, pixels: Pixels) -> _References:
+    """The classes' tables, which must live as long as this does."""
+    grid = slices_native.grid_of(projector.table.shape[1:-1], projector.half_range, projector.padding)
+    return _References(address(projector.table), grid, slices_native.plane_of(pixels))
 
 
 def _images(images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor) -> _Images:

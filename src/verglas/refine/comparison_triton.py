@@ -14,7 +14,7 @@ from verglas.volume.slices_triton import BLOCK, packed, sample, strides
 
 
 def score_own(
-    projectors: list[Projector],
+    projector: Projector,
     pixels: Pixels,
     images: torch.Tensor,
     ctf: torch.Tensor,
@@ -34,7 +34,7 @@ def score_own(
     values = torch.empty(*row.shape, 2 * k, device=ctf.device)
     energy = torch.zeros(row.shape, device=ctf.device)
     chosen, image = slices.values[row].flatten(), which.repeat_interleave(row.shape[1])
-    operands = (*_references(projectors), matrices, classes, chosen, image, ctf, ctf.shape[1], *_plane(pixels))
+    operands = (*_references(projector), matrices, classes, chosen, image, ctf, ctf.shape[1], *_plane(pixels))
     _sample_own[(len(chosen), triton.cdiv(k, BLOCK))](*operands, values, energy, BLOCK=BLOCK)
     moved = shifted(images[which, :k], ctf[which, :k], factors[shifts.values[column]])
     cross, energy = torch.bmm(values, moved.mT), energy[:, :, None]
@@ -57,7 +57,7 @@ def sum_into_slices(
 
 
 def sum_over_slices(
-    projectors: list[Projector],
+    projector: Projector,
     pixels: Pixels,
     images: torch.Tensor,
     ctf: torch.Tensor,
@@ -71,18 +71,14 @@ def sum_over_slices(
     cross, energy = torch.empty(2, count, len(pixels), device=ctf.device)
     starts = torch.searchsorted(groups.image, torch.arange(count + 1, device=ctf.device))
     grid = (count, triton.cdiv(len(pixels), BLOCK))
-    operands = (*_references(projectors), *_images(images, ctf, factors), *groups, matrices, classes, starts)
+    operands = (*_references(projector), *_images(images, ctf, factors), *groups, matrices, classes, starts)
     _sum_over_slices[grid](*operands, *_plane(pixels), cross, energy, BLOCK=BLOCK)
     return cross, energy
 
 
-def _references(projectors: list[Projector]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, float, float]:
-    """The first class's table in halves, where the others' lie from there, their scales, and the grid that they share."""
-    tables, scales = zip(*map(packed, projectors))
-    away = [(table.data_ptr() - tables[0].data_ptr()) // table.element_size() for table in tables]
-    first = projectors[0]
-    place = (*strides(first.table.shape[:-1]), float(first.half_range), float(first.padding))
-    return tables[0], *(torch.tensor(values, device=tables[0].device) for values in (away, scales)), *place
+def _references(projector: Projector) -> tuple[torch.Tensor, torch.Tensor, int, int, int, float, float]:
+    """The classes' tables in halves, their scales, and the grid that they share."""
+    return *packed(projector), *strides(projector.table.shape[1:-1]), float(projector.half_range), float(projector.padding)
 
 
 def _images(images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
@@ -115,16 +111,16 @@ def _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK: tl.con
 
 
 @triton.jit
-def _slice(table, away, scales, class_, stride_y, stride_z, half, padding, matrix, x, y, mask):
+def _slice(table, scales, class_, stride_y, stride_z, stride_map, half, padding, matrix, x, y, mask):
     """A block of a class's slice."""
-    own, scale = table + tl.load(away + class_), tl.load(scales + class_)
+    own, scale = table + class_ * stride_map, tl.load(scales + class_)
     real, imaginary = sample(own, stride_y, stride_z, half, padding, matrix, x, y, mask, True)
     return tl.where(mask, scale * real, 0.0), tl.where(mask, scale * imaginary, 0.0)
 
 
 @triton.jit
 def _sample_own(
-    table, away, scales, stride_y, stride_z, half, padding, matrices, classes, chosen, image_of, ctf, stride, kx, ky, count, k,
+    table, scales, stride_y, stride_z, stride_map, half, padding, matrices, classes, chosen, image_of, ctf, stride, kx, ky, count, k,
     values, energy, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -132,7 +128,7 @@ def _sample_own(
     x, y = tl.load(kx + pixel, mask=there, other=0.0), tl.load(ky + pixel, mask=there, other=0.0)
     pose = tl.load(chosen + row)
     class_, matrix = tl.load(classes + pose), matrices + 9 * pose
-    real, imaginary = _slice(table, away, scales, class_, stride_y, stride_z, half, padding, matrix, x, y, there)
+    real, imaginary = _slice(table, scales, class_, stride_y, stride_z, stride_map, half, padding, matrix, x, y, there)
     into = values + 2 * (row * k + pixel)
     tl.store(into, real, mask=pixel < k)
     tl.store(into + 1, imaginary, mask=pixel < k)
@@ -166,7 +162,7 @@ def _sum_into_slices(
 
 @triton.jit
 def _sum_over_slices(
-    table, away, scales, stride_y, stride_z, half, padding, images, ctf, factors, stride, starts, image_of, shift, weight,
+    table, scales, stride_y, stride_z, stride_map, half, padding, images, ctf, factors, stride, starts, image_of, shift, weight,
     matrices, classes, image_starts, kx, ky, count, k, cross, energy, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -179,7 +175,7 @@ def _sum_over_slices(
     for group in range(tl.load(image_starts + image), tl.load(image_starts + image + 1)):
         re, im, share = _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK)
         class_, matrix = tl.load(classes + group), matrices + 9 * group
-        slice_re, slice_im = _slice(table, away, scales, class_, stride_y, stride_z, half, padding, matrix, x, y, there)
+        slice_re, slice_im = _slice(table, scales, class_, stride_y, stride_z, stride_map, half, padding, matrix, x, y, there)
         products += (seen_re * re - seen_im * im) * slice_re + (seen_re * im + seen_im * re) * slice_im
         powers += share * (slice_re * slice_re + slice_im * slice_im)
     at = image * k + pixel

@@ -11,13 +11,14 @@ of the model, where e1, e2, n are the rows of A. The slope is Re Σ conj(J) (X̃
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
-from verglas.volume.slices import Pixels, Projector, sampled_with_gradient
-
-SUMS = 20  # numbers of an image that a kernel adds up, see `_sums`
+from verglas.compute.kernels import compiled_for
+from verglas.refine import curvature_native
+from verglas.volume.slices import Pixels, Projector
 
 
 class Local(NamedTuple):
@@ -30,15 +31,19 @@ class Local(NamedTuple):
 
 def local_shape(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> Local:
     """The log-likelihood about the poses `matrices` float32 [n, 3, 3] of images `moved` complex64 [n, k] (Y above), ctf [n, k] (C̃)."""
-    from verglas.refine import curvature_native
-    if moved.device.type=="cpu" and curvature_native.can_serve():
-        return _assembled(curvature_native.local_sums(projector, pixels, moved, ctf, matrices), pixels.box)
-    return _assembled(_sums(projector, pixels, moved, ctf, matrices), pixels.box)
+    kernels = kernels_for(projector.table)
+    local_sums = plain_sums if kernels is None else kernels.local_sums
+    return _assembled(local_sums(projector, pixels, moved, ctf, matrices), pixels.box)
 
 
-def _sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """The sums over pixels [n, 20] that value, slope and curvature are made of."""
-    p, gradient = sampled_with_gradient(projector, matrices, pixels)
+def kernels_for(table: torch.Tensor) -> ModuleType | None:
+    """The module of compiled code that takes the place of `plain_sums`, or None."""
+    return compiled_for(table, curvature_native, "verglas.refine.curvature_triton")
+
+
+def plain_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """The sums over pixels [n, 20] that value, slope and curvature are made of; compiled code makes the same."""
+    p, gradient = projector.project_with_gradient(matrices, pixels)
     along = torch.einsum("nka,nja->jnk", gradient, matrices.to(gradient))
     kx, ky = pixels.kx, pixels.ky
     u, v = along[2], kx * along[1] - ky * along[0]

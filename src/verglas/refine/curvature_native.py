@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from ctypes import byref, c_int64
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from verglas.compute.native import address, in_threads, native_library
 from verglas.volume import slices_native
-from verglas.volume.slices import Pixels, Projector
+
+if TYPE_CHECKING:
+    from verglas.volume.slices import Pixels, Projector
 
 SOURCE = Path(__file__).with_name("curvature.cpp")
-SUMS = 20
-
-
-def can_serve() -> bool:
-    """Whether the code could be compiled."""
-    return native_library(SOURCE) is not None
+SUMS = 20  # of an image
 
 
 def local_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """`curvature._sums` [n, 20]."""
+    """As `curvature.plain_sums`."""
     library = native_library(SOURCE)
     assert library is not None
     out = torch.empty(len(matrices), SUMS)
-    grid = slices_native.grid_of(projector.table.shape[:-1], projector.half_range, projector.padding)
+    grid = slices_native.grid_of(projector.table.shape[1:-1], projector.half_range, projector.padding)
     plane, turns = slices_native.plane_of(pixels), matrices.to(projector.table).contiguous()
     images = (address(moved.contiguous()), address(ctf.contiguous()), address(turns))
 

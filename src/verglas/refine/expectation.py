@@ -46,8 +46,8 @@ def expect(
     sums = Sums(model, search.max_shell, search.padding, len(assignments.scale))
     dense = _dense_slices(candidates, search) if search.everywhere else None
     found = []
-    for part in rows.split(_images_at_once(all_of, dense)):
-        batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given)
+    for part, read in seen.reading_ahead(rows.split(_images_at_once(all_of, dense))):
+        batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given, read=read)
         with fast_products(seen.device):
             if search.fit == "last":
                 found.append(fit_and_add(all_of, batch, last_poses(all_of, batch), sums))
@@ -208,14 +208,14 @@ def _own_scores(
     The slices of all `fan` children of a candidate stand together in `rows`.
     """
     candidates, search = all_of.candidates, all_of.search
-    k, kernels = len(pixels), kernels_for(candidates.projectors)
+    k, kernels = len(pixels), kernels_for(candidates.projector)
     # on a card many images share the slices of a search everywhere: a table of them is then cheaper than sampling for each image
     if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
         local = rows._replace(values=torch.arange(len(rows.values), device=factors.device))
         held = 2 * k * (rows.counts + 2 * shifts.counts) if factors.is_cuda else rows.counts * shifts.counts
         for images in chunks(held, _CHUNK[factors.device.type]):
-            operands = (candidates.projectors, pixels, batch.masked, batch.ctf, factors)
+            operands = (candidates.projector, pixels, batch.masked, batch.ctf, factors)
             yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
     cap = max(fan, int(free_bytes(factors.device) * _TABLE_SHARE) // (8 * k))

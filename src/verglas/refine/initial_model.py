@@ -25,7 +25,7 @@ from verglas.refine.observations import Batch, Observations
 from verglas.refine.start import starting_noise
 from verglas.volume.fourier import irfft_centred, radial_average, rfft_centred, shell_index
 from verglas.volume.masks import soft_sphere
-from verglas.volume.reconstruct import add_symmetric, reconstruct, symmetrised
+from verglas.volume.reconstruct import add_symmetric, reconstruct, symmetrise
 from verglas.volume.resample import centre_of_density, shift_map
 from verglas.volume.rotations import random_rotations
 from verglas.volume.sampling import shift_grid
@@ -120,14 +120,15 @@ class InitialModel:
     def _start(self) -> State:
         first, generator, classes = self.stage(1), self._generator(0), self.settings.classes
         pixels = pixel_list(self.seen.box, first.shell, device=self.seen.device)
-        maps = []
-        for _ in range(classes):
+        sums = self._sums(first.shell)
+        for number in range(classes):
             batch = self.seen.batch(self._draw(first.batch, generator), self.known, self.noise, pixels)
             turned = random_rotations(len(batch), generator, torch.float32).to(self.seen.device)
-            sums = self._sums(first.shell)
-            add_symmetric(sums, self.settings.symmetry, turned, pixels, batch.masked * batch.ctf, batch.ctf.square())
-            maps.append(self._shaped(reconstruct(symmetrised(sums, self.settings.symmetry)), positive=True))
-        return State(0, torch.stack(maps), torch.full((classes,), 1 / classes))
+            which = torch.full((len(batch),), number, device=self.seen.device)
+            add_symmetric(sums, self.settings.symmetry, turned, pixels, batch.masked * batch.ctf, batch.ctf.square(), which)
+        symmetrise(sums, self.settings.symmetry)
+        maps = torch.stack([self._shaped(density, positive=True) for density in reconstruct(sums)])
+        return State(0, maps, torch.full((classes,), 1 / classes))
 
     def step(self, state: State) -> State:
         """One iteration: a batch compared with the maps, and the maps moved half-way to what it gives."""
@@ -150,12 +151,9 @@ class InitialModel:
     ) -> State:
         """The state after a batch, from its weighted slices and mean quality."""
         pixels = pixel_list(self.seen.box, now.shell, device=self.seen.device)
-        maps = [
-            self._moved(volume, search.rotations, pixels, slices, weights, now)
-            for volume, slices, weights in zip(state.maps, numerator.chunk(len(state.maps)), weight.chunk(len(state.maps)), strict=True)
-        ]
+        maps = self._moved(state.maps, search.rotations, pixels, numerator, weight, now)
         shares = 0.5 * state.shares + 0.5 * found[2:]
-        return State(state.iteration + 1, torch.stack(maps), shares / shares.sum(), float(found[0]), float(found[1]))
+        return State(state.iteration + 1, maps, shares / shares.sum(), float(found[0]), float(found[1]))
 
     def assign(self, state: State, rows: torch.Tensor | None = None) -> Assignments:
         """Best pose, shift and class of every particle (or of `rows`, the others left as they were), at the final resolution.
@@ -229,19 +227,20 @@ class InitialModel:
         return torch.Generator().manual_seed(1_000_003 * (self.settings.seed + 1) + iteration)
 
     def _sums(self, shell: int) -> FourierSums:
-        return FourierSums(self.seen.box, 3, shell, device=self.seen.device)
+        return FourierSums(self.seen.box, 3, shell, maps=self.settings.classes, device=self.seen.device)
 
     def _moved(
         self, old: torch.Tensor, rotations: torch.Tensor, pixels: Pixels, slices: torch.Tensor, weights: torch.Tensor, now: Stage
     ) -> torch.Tensor:
-        """The map half-way from `old` to the Wiener-filtered map of a batch's slices (real pairs [r, 2k]) and weights [r, k]."""
-        sums = self._sums(now.shell)
-        numerators = torch.view_as_complex(slices.unflatten(-1, (-1, 2)).contiguous())
-        add_symmetric(sums, self.settings.symmetry, rotations, pixels, numerators, weights)
-        signal = radial_average(rfft_centred(old, 3).abs().square(), self.seen.box, 3)[: now.shell + 1]
-        tau2 = _TAU2_FUDGE / 2 * signal.clamp(min=1e-2 * float(signal[1:].max()))
-        new = reconstruct(symmetrised(sums, self.settings.symmetry), tau2)
-        return self._shaped(0.5 * old + 0.5 * new, now.positive)
+        """The maps half-way from `old` to the Wiener-filtered maps of a batch's slices (real pairs [K r, 2k]) and weights [K r, k]."""
+        sums, classes = self._sums(now.shell), len(old)
+        numerators = torch.view_as_complex(slices.unflatten(-1, (-1, 2)))
+        which = torch.arange(classes, device=old.device).repeat_interleave(len(rotations))
+        add_symmetric(sums, self.settings.symmetry, rotations.repeat(classes, 1, 1), pixels, numerators, weights, which)
+        symmetrise(sums, self.settings.symmetry)
+        signal = radial_average(rfft_centred(old, 3).abs().square(), self.seen.box, 3)[:, : now.shell + 1]
+        tau2 = _TAU2_FUDGE / 2 * torch.maximum(signal, 1e-2 * signal[:, 1:].amax(1, keepdim=True))
+        return torch.stack([self._shaped(density, now.positive) for density in 0.5 * old + 0.5 * reconstruct(sums, tau2)])
 
     def _shaped(self, density: torch.Tensor, positive: bool) -> torch.Tensor:
         """The map within the mask's sphere, without negative density if `positive`, and centred where the group leaves that open."""

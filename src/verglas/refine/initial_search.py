@@ -27,7 +27,8 @@ class PoseSearch:
         self.rotations, self.shifts, self.exponent = rotations.to(maps.device), shifts.to(maps), exponent
         self.factors = shift_factors(pixels, self.shifts)
         max_shell = int(pixels.shell.max())
-        self.slices = torch.cat([reals(Projector(volume, max_shell).project(self.rotations, pixels)) for volume in maps])
+        which = torch.arange(len(maps), device=maps.device).repeat_interleave(len(rotations))
+        self.slices = reals(Projector(maps, max_shell).project(self.rotations.repeat(len(maps), 1, 1), pixels, which))
         self.power = power(self.slices)
         prior = (shares / len(rotations)).clamp(min=1e-12).log().to(maps)
         self.prior = prior.repeat_interleave(len(rotations))

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache
 from types import ModuleType
 
 import torch
 
+from verglas.compute.kernels import compiled_for, on_card
 from verglas.refine import comparison
-from verglas.volume import slices
 from verglas.volume.slices import Projector
 
+_ON_CARDS = "verglas.refine.comparison_triton"
 
-def kernels_for(projectors: list[Projector]) -> ModuleType | None:
+
+def kernels_for(projector: Projector) -> ModuleType | None:
     """`comparison` on the CPU, `comparison_triton` on a card, None where the plain code serves."""
-    first = projectors[0]
-    if slices.kernels_for(first.table) is None:
-        return None
-    return _on_cards() if first.table.device.type == "cuda" else (comparison if comparison.can_serve() else None)
+    return compiled_for(projector.table, comparison, _ON_CARDS)
 
 
 def path_taken(device: torch.device) -> str:
     """What samples and sums slices on `device`, for a job's record: compiled C++, Triton, or torch and why."""
     if device.type == "cuda":
-        return "Triton, products in tf32" if _on_cards() is not None else "torch (Triton is not installed)"
+        return "Triton, products in tf32" if on_card(_ON_CARDS) is not None else "torch (Triton is not installed)"
     reason = comparison.why_not()
     return f"torch ({reason})" if reason else "compiled C++"
-
-
-@cache
-def _on_cards() -> ModuleType | None:
-    try:
-        from verglas.refine import comparison_triton
-    except ImportError:
-        return None
-    return comparison_triton

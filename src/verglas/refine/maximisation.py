@@ -9,6 +9,7 @@ from verglas.refine.observations import Observations
 from verglas.volume.fourier import radial_average, rfft_centred
 from verglas.volume.fsc import fsc
 from verglas.volume.masks import radius_grid, raised_cosine
+from verglas.volume.padded import batches
 from verglas.volume.reconstruct import reconstruct, weight_of_shells
 from verglas.volume.slices import FourierSums
 
@@ -45,34 +46,47 @@ def first_noise(seen: Observations, power: torch.Tensor, mean: torch.Tensor, gro
     return noise
 
 
-def spectrum(volume: torch.Tensor) -> torch.Tensor:
-    """Half the mean |F|² in each shell: the variance of a component of a map or class average, float64 [N // 2 + 1]."""
-    transform = rfft_centred(volume, volume.dim())
-    return radial_average(transform.abs().square(), volume.shape[-1], volume.dim()) / 2
+def spectrum(volumes: torch.Tensor) -> torch.Tensor:
+    """Half the mean |F|² in each shell: the variance of a component of maps or class averages [m, ...], float64 [m, N // 2 + 1]."""
+    dims, box = volumes.dim() - 1, volumes.shape[-1]
+    parts = [volumes[maps] for maps in batches(len(volumes), dims, box, volumes.device)]
+    return torch.cat([radial_average(rfft_centred(part, dims).abs().square(), box, dims) / 2 for part in parts])
 
 
 def noise_free_power(sums: FourierSums, weight: torch.Tensor) -> torch.Tensor:
-    """Variance of the signal's components in each shell of the plain average: its power less the noise's, never under 0."""
-    plain = _to_length(spectrum(reconstruct(sums)), len(weight))
+    """Variance of the signal's components in each shell of the plain averages: their power less the noise's, never under 0.
+
+    weight float64 [m, shells] as of `shell_weights`; what is found has its shape.
+    """
+    plain = _to_length(spectrum(reconstruct(sums)), weight.shape[1])
     return torch.where(weight > 0, plain - 1 / weight.clamp(min=1e-300), 0.0).clamp(min=0.0)
 
 
-def class_map(sums: FourierSums, tau2: torch.Tensor, weight: torch.Tensor, fudge: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A class's map, its SSNR (fudge · tau2 · weight) and its new tau2 (the map's own spectrum), [shells] each, as `tau2`."""
-    volume = reconstruct(sums, fudge * tau2)
-    return volume, (fudge * tau2 * weight).clamp(max=MAX_SSNR), _to_length(spectrum(volume), len(tau2))
+def class_maps(
+    sums: FourierSums, tau2: torch.Tensor, weight: torch.Tensor, fudge: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The classes' maps, their SSNR (fudge · tau2 · weight) and new tau2 (the maps' own spectra), [m, shells] each, as `tau2`."""
+    volumes = reconstruct(sums, fudge * tau2)
+    return volumes, (fudge * tau2 * weight).clamp(max=MAX_SSNR), _to_length(spectrum(volumes), tau2.shape[1])
 
 
 def joined_low(first: FourierSums, second: FourierSums, shell: int) -> None:
     """Replace both halves' sums up to `shell` by their mean, so that the halves do not drift apart where they cannot overfit."""
-    low = (first.shells() <= shell).flatten()
-    mean = (first.data[low] + second.data[low]) / 2
-    first.data[low] = mean
-    second.data[low] = mean
+    middle, reach = first.shape[0] // 2, (shell + 1) * first.padding
+    for rows in first.rows():
+        near = slice(max(rows.start, middle - reach), min(rows.stop, middle + reach + 1))
+        if near.start >= near.stop:
+            continue
+        low = (first.shells(near) <= shell)[..., None]
+        for maps in first.batches():
+            own = [half.grid(maps, near) for half in (first, second)]
+            mean = (own[0] + own[1]) / 2
+            for values in own:
+                values.copy_(torch.where(low, mean, values))
 
 
 def shell_weights(sums: FourierSums, shells: int) -> torch.Tensor:
-    """`weight_of_shells`, cut or filled with 0 to `shells`."""
+    """`weight_of_shells`, cut or filled with 0 to `shells`, [m, shells]."""
     return _to_length(weight_of_shells(sums), shells)
 
 
@@ -92,16 +106,17 @@ def ssnr_of_fsc(curve: torch.Tensor, *, joined: bool = False) -> torch.Tensor:
 
 
 def tau2_of_ssnr(ssnr: torch.Tensor, sums: FourierSums, fudge: float) -> torch.Tensor:
-    """Prior variance [shells] that makes fudge · SSNR of the half's own weight: fudge · SSNR / weight; 0 where no weight is."""
+    """Prior variances [m, shells] that make fudge · SSNR [shells] of the half's own weight: fudge · SSNR / weight; 0 where no weight is."""
     weight = shell_weights(sums, len(ssnr))
     return torch.where(weight > 0, fudge * ssnr / weight.clamp(min=1e-300), 0.0)
 
 
-def flattened(volume: torch.Tensor, mask: torch.Tensor | None, diameter_px: float) -> torch.Tensor:
-    """The map with solvent set to 0: outside `mask`, or outside a soft sphere (circle) of the particle's diameter."""
+def flattened(volumes: torch.Tensor, mask: torch.Tensor | None, diameter_px: float) -> torch.Tensor:
+    """Maps [m, ...] with solvent set to 0: outside `mask`, or outside a soft sphere (circle) of the particle's diameter."""
     if mask is None:
-        mask = raised_cosine(radius_grid(volume.shape[-1], volume.dim(), volume.device) - diameter_px / 2, FLATTEN_EDGE_PX)
-    return volume * mask
+        distance = radius_grid(volumes.shape[-1], volumes.dim() - 1, volumes.device)
+        mask = raised_cosine(distance - diameter_px / 2, FLATTEN_EDGE_PX)
+    return volumes * mask
 
 
 def new_scale(sums: Sums, before: torch.Tensor) -> torch.Tensor:
@@ -119,4 +134,4 @@ def new_scale(sums: Sums, before: torch.Tensor) -> torch.Tensor:
 
 
 def _to_length(values: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.nn.functional.pad(values[:length], (0, max(0, length - len(values)))).double()
+    return torch.nn.functional.pad(values[..., :length], (0, max(0, length - values.shape[-1]))).double()

@@ -46,7 +46,7 @@ class Sums:
 
     def __init__(self, model: Model, max_shell: int, padding: int, scale_groups: int) -> None:
         device = model.references.device
-        self.slices = [FourierSums(model.box, model.dims, max_shell, padding, device=device) for _ in range(model.classes)]
+        self.slices = FourierSums(model.box, model.dims, max_shell, padding, maps=model.classes, device=device)
         self.residual = torch.zeros_like(model.sigma2)
         self.images = torch.zeros_like(model.sigma2[:, 0])
         self.class_weight = torch.zeros_like(model.class_weight)
@@ -56,8 +56,7 @@ class Sums:
 
     def tensors(self) -> list[torch.Tensor]:
         """Every accumulator."""
-        own = [self.residual, self.images, self.class_weight, self.offset2, self.cross, self.energy]
-        return own + [each.data for each in self.slices]
+        return [self.residual, self.images, self.class_weight, self.offset2, self.cross, self.energy, self.slices.data]
 
     def __iadd__(self, other: Sums) -> Sums:
         for mine, theirs in zip(self.tensors(), other.tensors()):

@@ -6,6 +6,8 @@ batch = seen.batch(rows, assignments, sigma2, pixels)
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from verglas.optics.aberrations import aberration_phase
 from verglas.optics.ctf import ctf
 from verglas.particles import ImageSource, ParticleSet, beam_tilt, ctf_parameters, magnification
 from verglas.refine.assignments import Assignments
+from verglas.refine.reading import images_ahead, to_device
 from verglas.volume.fourier import fourier_pad, rfft_centred
 from verglas.volume.masks import soft_circle
 from verglas.volume.slices import Pixels, pixel_list
@@ -56,8 +59,9 @@ class Observations:
         device: torch.device | str = "cpu",
         correct_ctf: bool = True,
         intact_until_first_peak: bool = False,
+        read_ahead: bool = True,
     ) -> None:
-        self.source, self.device = source, torch.device(device)
+        self.source, self.device, self._read_ahead = source, torch.device(device), read_ahead
         self.box, self.pixel_size = source.box, source.pixel_size
         self.particles, self.mask_diameter = particles, mask_diameter
         self.mask = soft_circle(self.box, mask_diameter / 2 / self.pixel_size, MASK_EDGE_PX, self.device)
@@ -84,9 +88,24 @@ class Observations:
         """Shells of a spectrum, 0 to the last below Nyquist."""
         return (self.box - 1) // 2 + 1
 
-    def images(self, rows: torch.Tensor, assignments: Assignments) -> torch.Tensor:
-        """Images [b, N, N] over their norm correction, moved by the whole pixels of their origins, free of anisotropic magnification."""
-        images = self.source.read(rows.cpu().numpy()).to(self.device)
+    def read(self, rows: torch.Tensor) -> torch.Tensor:
+        """Images [b, N, N] of particles `rows` as the source has them, on the device."""
+        return to_device(self.source.read(rows.cpu().numpy()), self.device)
+
+    def reading_ahead(self, parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each part (rows int64 [b]) with its images as `read` gives them; the next part is read while the caller works with one."""
+        if not self._read_ahead:
+            yield from ((part, self.read(part)) for part in parts)
+            return
+        with closing(images_ahead(self.read, [part.cpu() for part in parts], self.device)) as images:
+            yield from zip(parts, images)
+
+    def images(self, rows: torch.Tensor, assignments: Assignments, read: torch.Tensor | None = None) -> torch.Tensor:
+        """Images [b, N, N] over their norm correction, moved by the whole pixels of their origins, free of anisotropic magnification.
+
+        `read`: what `read` gave for these rows, where it is at hand.
+        """
+        images = (self.read(rows) if read is None else read).float()
         images = images / assignments.norm[rows].to(images)[:, None, None]
         images = rolled(images, assignments.whole_shifts(rows, self.pixel_size))
         if self.magnification is None:
@@ -94,13 +113,20 @@ class Observations:
         return unmagnified(images, self.magnification.to(images)[self.noise_group[rows]])
 
     def batch(
-        self, rows: torch.Tensor, assignments: Assignments, sigma2: torch.Tensor, pixels: Pixels, *, exact_origins: bool = False
+        self,
+        rows: torch.Tensor,
+        assignments: Assignments,
+        sigma2: torch.Tensor,
+        pixels: Pixels,
+        *,
+        exact_origins: bool = False,
+        read: torch.Tensor | None = None,
     ) -> Batch:
         """The particles `rows` at `pixels`, whitened by `sigma2` [noise groups, shells] (variance of a real component).
 
-        `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched).
+        `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched). `read`: see `images`.
         """
-        images = self.images(rows, assignments)
+        images = self.images(rows, assignments, read)
         masked, unmasked = rfft_centred(images * self.mask), rfft_centred(images)
         power = self._shell_power(masked)
         whiten = sigma2.rsqrt().to(masked.real.dtype)[self.noise_group[rows]][:, pixels.shell] * pixels.valid
@@ -180,13 +206,15 @@ def unmagnified(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return sampled[:, 0] * torch.linalg.det(matrices)[:, None, None]
 
 
-def unusable(source: ImageSource, ranks: Ranks = ALONE, chunk: int = 1000) -> dict[int, str]:
+def unusable(source: ImageSource, ranks: Ranks = ALONE, chunk: int = 1000, device: torch.device | str = "cpu") -> dict[int, str]:
     """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others.
 
     Each of the `ranks` reads its share of them, and all learn everything.
     """
-    own = ranks.share(torch.arange(len(source)))
-    found = [_deviations(source.read(part.numpy())) for part in own.split(chunk) if len(part)]
+    device, own = torch.device(device), ranks.share(torch.arange(len(source)))
+    parts = [part for part in own.split(chunk) if len(part)]
+    with closing(images_ahead(lambda part: to_device(source.read(part.numpy()), device), parts, device)) as images:
+        found = [_deviations(of_part).cpu() for of_part in images]
     deviation = torch.cat([part for of_rank in ranks.everyones(found) for part in of_rank])
     finite = torch.isfinite(deviation)
     usual = deviation[finite & (deviation > 0)].median() if (finite & (deviation > 0)).any() else deviation.new_tensor(1.0)

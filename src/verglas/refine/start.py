@@ -67,7 +67,7 @@ def first_state(seen: Observations, assignments: Assignments, references: torch.
     models = []
     for half in range(halves):
         noise = starting_noise(seen, torch.nonzero(assignments.half == half)[:, 0], assignments)
-        tau2 = torch.stack([spectrum(reference)[: seen.shells] for reference in filtered])
+        tau2 = spectrum(filtered)[:, : seen.shells]
         weight = torch.full((len(filtered),), 1.0 / len(filtered), dtype=torch.float64, device=seen.device)
         models.append(Model(filtered.clone(), noise, tau2, torch.zeros_like(tau2), weight, FIRST_OFFSET_SIGMA))
     sampling = Sampling(settings.healpix_order, settings.psi_step, settings.offset_range_px, settings.offset_step_px, settings.local_sigma)

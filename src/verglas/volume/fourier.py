@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 Device = torch.device | str | None
+_LANES = 256
 
 
 def rfft_centred(values: torch.Tensor, dims: int = 2) -> torch.Tensor:
@@ -55,9 +56,18 @@ def shell_sums(values: torch.Tensor, size: int, dims: int = 2, shells: int | Non
     """
     shells = size // 2 + 1 if shells is None else shells
     index = shell_index(size, dims, values.device).flatten().clamp_(max=shells)
-    flat = values.flatten(-dims).double()
-    sums = torch.zeros(*flat.shape[:-1], shells + 1, dtype=torch.float64, device=values.device)
-    return sums.index_add_(-1, index, flat)[..., :shells]
+    return sum_by(index, values.flatten(-dims).double(), shells + 1)[..., :shells]
+
+
+def sum_by(index: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums [..., count] of the values [..., n] of each `index` int64 [n].
+
+    On a card they are over many copies of the few sums, which else all would wait for.
+    """
+    lanes = max(1, min(_LANES, len(index) // count)) if values.is_cuda else 1
+    place = index if lanes == 1 else index + count * (torch.arange(len(index), device=index.device) % lanes)
+    sums = values.new_zeros(*values.shape[:-1], lanes * count)
+    return sums.scatter_add_(-1, place.expand_as(values), values).unflatten(-1, (lanes, count)).sum(-2)
 
 
 def shell_counts(size: int, dims: int = 2, shells: int | None = None, device: Device = None) -> torch.Tensor:

@@ -37,23 +37,30 @@ struct Pair {
 #endif
 };
 
+// The map of slice i: the first where none is told.
+inline int64_t map_of(const int64_t* which, int64_t i) { return which ? which[i] : 0; }
+
 }  // namespace
 
 extern "C" {
 
-// Slices [n, k] (complex) at matrices [n, 3, 3].
-void project(const float* table, const Grid* grid, const Plane* plane, const float* matrices, int64_t n, float* out) {
-    for (int64_t i = 0; i < n; i++) sample(table, *grid, matrices + 9 * i, *plane, out + 2 * i * plane->k);
+// Slices [n, k] (complex) of the maps which [n] at matrices [n, 3, 3]. which may be null.
+void project(const float* tables, const Grid* grid, const Plane* plane, const float* matrices, const int64_t* which, int64_t n, float* out) {
+    for (int64_t i = 0; i < n; i++) {
+        const float* table = tables + 2 * grid->stride_map * map_of(which, i);
+        sample(table, *grid, matrices + 9 * i, *plane, out + 2 * i * plane->k);
+    }
 }
 
-// Adds slices to sums [z, y, x, 3] (real, imaginary, weight), on the planes z (of a flat map: rows y) from `first` to `last` alone:
-// threads with planes of their own add everything, and each point gets its shares in the same order, however many threads there are.
-// weights may be null.
-void spread(float* sums, const Grid* grid, const Plane* plane, const float* matrices, int64_t n, const float* values,
-            const float* weights, int64_t first, int64_t last) {
+// Adds slices to the sums [maps, z, y, x, 3] (real, imaginary, weight) of the maps which [n], on the planes z (of flat maps: rows y) from
+// `first` to `last` alone: threads with planes of their own add everything, and each point gets its shares in the same order, however
+// many threads there are. which and weights may be null.
+void spread(float* all_sums, const Grid* grid, const Plane* plane, const float* matrices, const int64_t* which, int64_t n,
+            const float* values, const float* weights, int64_t first, int64_t last) {
     Points points;
     const bool flat = grid->stride_z == 0;
     for (int64_t i = 0; i < n; i++) {
+        float* sums = all_sums + 3 * grid->stride_map * map_of(which, i);
         for (int64_t from = 0; from < plane->count; from += BLOCK) {
             const int here = locate(points, *grid, matrices + 9 * i, *plane, from);
             for (int j = 0; j < here; j++) {

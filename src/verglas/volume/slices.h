@@ -1,7 +1,8 @@
 // Points of central slices on the grid of a map's transform, and linear sampling there. The twin in torch is slices.py, which defines both.
 //
 // The grid keeps x >= 0, centred in y and z ("half" is the index of the origin there). Slice pixels are (kx, ky), cycles a box;
-// a point is padding * A^T (kx, ky, 0), turned to x >= 0 by taking the mate. A flat map is a grid whose stride_z is 0.
+// a point is padding * A^T (kx, ky, 0), turned to x >= 0 by taking the mate. A flat map is a grid whose stride_z is 0. Maps that share a
+// grid lie one after the other.
 
 #pragma once
 
@@ -19,7 +20,7 @@ typedef float float4v __attribute__((vector_size(16)));
 constexpr int BLOCK = 256;  // pixels whose points are found at once, by vector instructions
 
 struct Grid {
-    int64_t stride_y, stride_z;  // in grid points
+    int64_t stride_y, stride_z, stride_map;  // in grid points
     float half, padding;
 };
 

@@ -1,29 +1,31 @@
-"""Central slices of a map's transform, and their exact adjoint.
+"""Central slices of maps' transforms, and their exact adjoint.
 
 A map is divided by the transform of the interpolation kernel (sinc², one factor an axis), padded, transformed, and sampled
 linearly at the slice's points; back-projection is the transpose of that chain, step by step. The same code serves 2D maps
 (class averages, turned in the plane) and 3D maps. Conventions: RELION.md §1; method: METHOD.md §4.
 
     pixels = pixel_list(box, max_shell)
-    slices = Projector(volume, max_shell).project(matrices, pixels)              # complex [n, k]
-    sums = FourierSums(box, 3, max_shell)
-    sums.add(matrices, pixels, numerators, weights)                              # then reconstruct.reconstruct(sums)
+    slices = Projector(volumes, max_shell).project(matrices, pixels, which)      # complex [n, k], of map which[i] each
+    sums = FourierSums(box, 3, max_shell, maps=len(volumes))
+    sums.add(matrices, pixels, numerators, weights, which)                       # then reconstruct.reconstruct(sums)
 
 Maps in float32 are served by compiled code: slices.cpp on a CPU, slices_triton.py on a card. The code here defines what they do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from types import ModuleType
 
 import torch
 
-from verglas.compute.native import native_library
+from verglas.compute.kernels import compiled_for
 from verglas.volume import slices_native
-from verglas.volume.fourier import irfft_centred, packed_pixels, rfft_centred
+from verglas.volume.fourier import packed_pixels
+from verglas.volume.padded import AT_ONCE, batches, maps_of, parts, sinc_squared, transform_into
 
 _POINTS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 24}  # slice pixels sampled in one go, about 100 bytes each: a core's cache; a card's memory
 
@@ -86,73 +88,93 @@ def half_range(max_shell: int, padding: int) -> int:
     return max_shell * padding + (padding + 1) // 2
 
 
-def sinc_squared(box: int, padding: int, dims: int, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
-    """Transform of the linear interpolation kernel over a box padded `padding` times, [box] * dims, 1 at the centre."""
-    line = torch.sinc((torch.arange(box, device=device, dtype=dtype) - box // 2) / (box * padding)) ** 2
-    window = line
-    for _ in range(dims - 1):
-        window = window[..., None] * line
-    return window
-
-
 def kernels_for(grid: torch.Tensor) -> ModuleType | None:
     """The module of compiled code that serves a map's transform or sums, or None: then the plain code does."""
-    if grid.dtype != torch.float32:
-        return None
-    if grid.device.type == "cpu":
-        return slices_native if native_library(slices_native.SOURCE) is not None else None
-    return _on_cards() if grid.device.type == "cuda" else None
-
-
-@cache
-def _on_cards() -> ModuleType | None:
-    try:
-        from verglas.volume import slices_triton
-    except ImportError:
-        return None
-    return slices_triton
+    return compiled_for(grid, slices_native, "verglas.volume.slices_triton")
 
 
 class Projector:
-    """Samples central slices of one map [box] * 2 or 3 up to `max_shell`, in the map's dtype and on its device.
+    """Samples central slices of maps [m, box, box(, box)] up to `max_shell`, in the maps' dtype and on their device.
 
-    `table` [(z,) y, x, 2]: the padded transform within ±`half_range`, x ≥ 0 only, and one more point at the end of each axis.
+    `table` [m, (z,) y, x, 2]: the padded transforms within ±`half_range`, x ≥ 0 only, and one more point at the end of each axis.
     """
 
-    def __init__(self, volume: torch.Tensor, max_shell: int, padding: int = 2) -> None:
-        self.dims, self.box, self.padding, self.max_shell = volume.dim(), volume.shape[-1], padding, max_shell
+    def __init__(self, volumes: torch.Tensor, max_shell: int, padding: int = 2) -> None:
+        self.dims, self.box, self.padding, self.max_shell = volumes.dim() - 1, volumes.shape[-1], padding, max_shell
         self.half_range = half_range(max_shell, padding)
-        flat = volume / sinc_squared(self.box, padding, self.dims, volume.device, volume.dtype)
-        spectrum = rfft_centred(pad_centred(flat, self.box * padding), self.dims)
         # one point more, so that every point of a slice has a grid point on both sides
-        around = (0, 0) + (0, 1) * self.dims
-        self.table = torch.nn.functional.pad(torch.view_as_real(_cut(spectrum, self.half_range)), around).contiguous()
+        shape = *[2 * self.half_range + 2] * (self.dims - 1), self.half_range + 2
+        self.table = volumes.new_zeros(len(volumes), *shape, 2)
+        own: tuple[slice, ...] = (slice(None), *[slice(-1)] * self.dims)
+        grid = torch.view_as_complex(self.table)[own]
+        window, padded = sinc_squared(self.box, padding, self.dims, volumes.device, volumes.dtype), self.box * padding
+        for maps in batches(len(volumes), self.dims, padded, volumes.device):
+            transform_into(volumes[maps] / window, padded, grid[maps])
 
-    def project(self, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
-        """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill."""
+    def project(self, matrices: torch.Tensor, pixels: Pixels, which: torch.Tensor | None = None) -> torch.Tensor:
+        """Slices of the orientations `matrices` [n, 3, 3] at `pixels`, complex [n, k]: transforms of projections, 0 at fill.
+
+        `which` int64 [n]: the map of each slice; of the first map all where it is not given.
+        """
         if (kernels := kernels_for(self.table)) is not None:
-            return kernels.project(self.table, self.half_range, matrices, pixels, self.padding)  # type: ignore[no-any-return]
+            return kernels.project(self.table, self.half_range, self.padding, matrices, pixels, which)  # type: ignore[no-any-return]
+        if which is None:
+            return self._project(0, matrices, pixels)
+        out = torch.zeros(len(matrices), len(pixels), dtype=self.table.dtype.to_complex(), device=self.table.device)
+        for number in range(len(self.table)):
+            own = torch.nonzero(which == number)[:, 0]
+            out[own] = self._project(number, matrices[own], pixels)
+        return out
+
+    def project_with_gradient(self, matrices: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices [n, k] of the first map, of three dimensions, and the gradients [n, k, 3] of its transform there, by (x, y, z) in cycles a box."""
+        points, mirrored = _slice_points(matrices.to(self.table), pixels, self.padding, 3)
+        half, shape = self.half_range, self.table.shape[1:4]
+        low = points.floor()
+        x, y, z = (points - low).unbind(-1)
+        place = low.long()
+        base = ((place[..., 2] + half) * shape[1] + place[..., 1] + half) * shape[2] + place[..., 0]
+        table = torch.view_as_complex(self.table[0]).flatten()
+        corner = [[[table[base + (up * shape[1] + right) * shape[2] + far] for far in (0, 1)] for right in (0, 1)] for up in (0, 1)]
+        edge = [[corner[up][right][0] + x * (corner[up][right][1] - corner[up][right][0]) for right in (0, 1)] for up in (0, 1)]
+        rise = [[corner[up][right][1] - corner[up][right][0] for right in (0, 1)] for up in (0, 1)]
+        plane = [edge[up][0] + y * (edge[up][1] - edge[up][0]) for up in (0, 1)]
+        by_x = [rise[up][0] + y * (rise[up][1] - rise[up][0]) for up in (0, 1)]
+        by_y = [edge[up][1] - edge[up][0] for up in (0, 1)]
+        value = plane[0] + z * (plane[1] - plane[0])
+        slopes = [by_x[0] + z * (by_x[1] - by_x[0]), by_y[0] + z * (by_y[1] - by_y[0]), plane[1] - plane[0]]
+        gradient = torch.stack(slopes, dim=-1) * self.padding
+        # the mate's value is the conjugate, and its gradient the conjugate with the other sign
+        value = torch.where(mirrored, value.conj(), value) * pixels.valid
+        return value, torch.where(mirrored[..., None], -gradient.conj(), gradient) * pixels.valid[:, None]
+
+    def _project(self, number: int, matrices: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+        """Slices of one map."""
         out = torch.empty(len(matrices), len(pixels), dtype=self.table.dtype.to_complex(), device=self.table.device)
         for part in _parts(len(matrices), len(pixels), out.device):
             points, mirrored = _slice_points(matrices[part].to(self.table), pixels, self.padding, self.dims)
-            real, imaginary = self._sample(points)
+            real, imaginary = self._sample(number, points)
             out[part] = torch.complex(real, torch.where(mirrored, -imaginary, imaginary)) * pixels.valid
         return out
 
-    def _sample(self, points: torch.Tensor) -> torch.Tensor:
-        """Linear interpolation at points [n, k, dims] (x, y(, z); x ≥ 0): real and imaginary parts [2, n, k]."""
+    def _sample(self, number: int, points: torch.Tensor) -> torch.Tensor:
+        """Linear interpolation of a map at points [n, k, dims] (x, y(, z); x ≥ 0): real and imaginary parts [2, n, k]."""
         grid = points / self.half_range
         grid[..., 0] = 2 * grid[..., 0] - 1
         n = len(points)
         grid = grid.reshape(n, *[1] * (self.dims - 1), -1, self.dims)
-        inner = self.table[(slice(0, -1),) * self.dims].movedim(-1, 0)
+        inner = self.table[number][(slice(-1),) * self.dims].movedim(-1, 0)
         table = inner.expand(n, *inner.shape)  # a batch of one would run on one thread
         sampled = torch.nn.functional.grid_sample(table, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
         return sampled.reshape(n, 2, -1).movedim(1, 0)
 
 
 class FourierSums:
-    """Numerator (complex) and weight (real) of back-projected slices, on the padded half grid kx ≥ 0, centred in the other axes."""
+    """Numerators (complex) and weights (real) of back-projected slices of `maps` maps, on the padded half grid kx ≥ 0, centred in the
+    other axes.
+
+    `data` [maps, voxels, 3 or 4]: the sums themselves (real, imaginary, weight, and nothing), which ranks add up; `shape`: the grid's.
+    """
 
     def __init__(
         self,
@@ -161,109 +183,95 @@ class FourierSums:
         max_shell: int,
         padding: int = 2,
         *,
+        maps: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.box, self.dims, self.max_shell, self.padding = box, dims, max_shell, padding
         self._half_range = half_range(max_shell, padding)
-        side = 2 * self._half_range + 1
-        self.shape = (*[side] * (dims - 1), self._half_range + 1)
+        self._side = 2 * self._half_range + 1
+        self.shape = (*[self._side] * (dims - 1), self._half_range + 1)
         # four numbers a voxel on a card, which then adds to all of them at once; on the CPU that costs more cache than it saves
         width = 4 if torch.device(device).type == "cuda" else 3
-        self._sums = torch.zeros(torch.Size(self.shape).numel(), width, device=device, dtype=dtype)
+        self.data = torch.zeros(maps, math.prod(self.shape), width, device=device, dtype=dtype)
 
-    @property
-    def numerator(self) -> torch.Tensor:
-        """Σ of the numerators with their Hermitian mates, complex, `shape`."""
-        return _with_mates(torch.complex(self._sums[:, 0], self._sums[:, 1]).view(self.shape))
+    def batches(self) -> Iterator[slice]:
+        """Which maps to work on together: see `padded.batches`."""
+        return batches(len(self.data), self.dims, self.box * self.padding, self.data.device)
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """Σ of the weights with their mates, real, `shape`."""
-        return _with_mates(self._sums[:, 2].reshape(self.shape))
+    def rows(self) -> list[slice]:
+        """Runs of the grid's rows (y) to work on together: all of flat maps."""
+        if self.dims == 2:
+            return [slice(0, self._side)]
+        return list(parts(self._side, math.prod(self.shape) // self._side, AT_ONCE[self.data.device.type]))
 
-    @property
-    def data(self) -> torch.Tensor:
-        """The accumulator itself [voxels, 3 or 4] (real, imaginary, weight, and nothing): what ranks add up."""
-        return self._sums
+    def grid(self, maps: slice = slice(None), rows: slice = slice(None)) -> torch.Tensor:
+        """`data` as a grid [maps, (z,) rows, x, 3 or 4], a view."""
+        return self.data[maps].unflatten(1, self.shape)[..., rows, :, :]
 
-    def shells(self) -> torch.Tensor:
-        """Shell of the map for each voxel of the grid: round(|k| / padding), int64, `shape`."""
-        line = torch.arange(-self._half_range, self._half_range + 1, device=self._sums.device, dtype=torch.float64) ** 2
-        radius2 = line[self._half_range :]
-        for axis in range(1, self.dims):
-            radius2 = radius2 + line.view(-1, *[1] * axis)
-        return (radius2.sqrt() / self.padding).round().long()
+    def numerators(self, maps: slice = slice(None), rows: slice = slice(None)) -> torch.Tensor:
+        """Σ of the numerators with their Hermitian mates, complex [maps, (z,) rows, x]."""
+        return torch.complex(self._with_mates(0, 1, maps, rows), self._with_mates(1, -1, maps, rows))
 
-    def add(self, matrices: torch.Tensor, pixels: Pixels, numerators: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights."""
-        if (kernels := kernels_for(self._sums)) is not None:
-            kernels.spread(self._sums, self.shape, matrices, pixels, self.padding, numerators, weights)
+    def weights(self, maps: slice = slice(None), rows: slice = slice(None)) -> torch.Tensor:
+        """Σ of the weights with their mates, real [maps, (z,) rows, x]."""
+        return self._with_mates(2, 1, maps, rows)
+
+    def _with_mates(self, place: int, sign: int, maps: slice, rows: slice) -> torch.Tensor:
+        """One of the sums with its mates on the plane kx = 0; elsewhere they fall on kx < 0, which is not kept."""
+        first, last, _ = rows.indices(self._side)
+        found = self.grid(maps, rows)[..., place].clone()
+        mates = self.grid(maps, slice(self._side - last, self._side - first))[..., 0, place]
+        found[..., 0].add_(mates.flip(tuple(range(1, self.dims))), alpha=sign)
+        return found
+
+    def shells(self, rows: slice = slice(None)) -> torch.Tensor:
+        """Shell of the map for each voxel of the grid: round(|k| / padding), int64 [(z,) rows, x]."""
+        line = torch.arange(-self._half_range, self._half_range + 1, device=self.data.device, dtype=torch.float64) ** 2
+        radius2 = line[self._half_range :] + line[rows, None]
+        if self.dims == 3:
+            radius2 = radius2 + line[:, None, None]
+        return (radius2.sqrt_() / self.padding).round_().long()
+
+    def add(
+        self,
+        matrices: torch.Tensor,
+        pixels: Pixels,
+        numerators: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        which: torch.Tensor | None = None,
+    ) -> None:
+        """Spread slices [n, k] of orientations `matrices` [n, 3, 3]: complex numerators and, if given, real weights.
+
+        `which` int64 [n]: the map of each slice, in any order; all into the first where it is not given.
+        """
+        if (kernels := kernels_for(self.data)) is not None:
+            kernels.spread(self.data, self.shape, self.padding, matrices, pixels, numerators, weights, which)
             return
-        for part in _parts(len(matrices), len(pixels), self._sums.device):
-            points, mirrored = _slice_points(matrices[part].to(self._sums), pixels, self.padding, self.dims)
+        totals = self.data.flatten(0, 1).T
+        for part in _parts(len(matrices), len(pixels), totals.device):
+            points, mirrored = _slice_points(matrices[part].to(totals), pixels, self.padding, self.dims)
             values = torch.where(mirrored, numerators[part].conj(), numerators[part]) * pixels.valid
-            planes = [values.real.flatten().to(self._sums.dtype), values.imag.flatten().to(self._sums.dtype)]
+            planes = [values.real.flatten().to(totals.dtype), values.imag.flatten().to(totals.dtype)]
             if weights is not None:
-                planes.append((weights[part] * pixels.valid).flatten().to(self._sums.dtype))
+                planes.append((weights[part] * pixels.valid).flatten().to(totals.dtype))
+            first = 0 if which is None else (which[part] * self.data.shape[1]).repeat_interleave(len(pixels))
             for index, share in _corners(points.view(-1, self.dims), self.shape):
-                for total, plane in zip(self._sums.T, planes):
-                    total.scatter_add_(0, index, plane * share)
+                for total, plane in zip(totals, planes):
+                    total.scatter_add_(0, first + index, plane * share)
 
     def adjoint(self) -> torch.Tensor:
-        """The map that the exact transpose of `Projector.project` gives for the numerators added, [box] * dims.
+        """The maps that the exact transpose of `Projector.project` gives for the numerators added, [maps, box, box(, box)].
 
         ⟨project(x), y⟩ = ⟨x, adjoint(y)⟩ with the real inner product Re Σ conj(a) b over the packed pixels.
         """
         padded = self.box * self.padding
-        volume = irfft_centred(embed(self.numerator, padded), padded, self.dims) * (padded**self.dims / 2)
-        return crop_centred(volume, self.box) / sinc_squared(self.box, self.padding, self.dims, volume.device, volume.dtype)
-
-
-def pad_centred(volume: torch.Tensor, size: int) -> torch.Tensor:
-    """The map in a box of `size`, zeros around, centre on centre (index N // 2)."""
-    before = size // 2 - volume.shape[-1] // 2
-    after = size - volume.shape[-1] - before
-    return torch.nn.functional.pad(volume, (before, after) * volume.dim())
-
-
-def crop_centred(volume: torch.Tensor, size: int) -> torch.Tensor:
-    """The middle `size` voxels along every axis, centre on centre."""
-    start = volume.shape[-1] // 2 - size // 2
-    return volume[(slice(start, start + size),) * volume.dim()]
-
-
-def embed(grid: torch.Tensor, padded: int) -> torch.Tensor:
-    """A grid of `FourierSums` as the half transform of a box of `padded` pixels, in FFT order; ±padded/2 fall together.
-
-    What an odd box without padding has no room for, half a pixel past Nyquist in x, is left out.
-    """
-    half = grid.shape[-1] - 1
-    half_transform = grid.new_zeros(*[padded] * (grid.dim() - 1), padded // 2 + 1)
-    there = grid[..., : padded // 2 + 1]
-    half_transform.index_put_(_places(half, padded, grid.dim(), grid.device), there, accumulate=True)
-    if 2 * half == padded:
-        edge = half_transform[..., -1]
-        axes = tuple(range(edge.dim()))
-        half_transform[..., -1] = edge + edge.flip(axes).roll([1] * len(axes), axes).conj()
-    return half_transform
-
-
-def _cut(spectrum: torch.Tensor, half: int) -> torch.Tensor:
-    """The inverse of `embed`: the part of a half transform within ±half, centred in all axes but the last."""
-    part = spectrum[_places(half, spectrum.shape[0], spectrum.dim(), spectrum.device)]
-    return torch.nn.functional.pad(part, (0, half + 1 - part.shape[-1]))
-
-
-def _places(half: int, padded: int, dims: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    full = torch.arange(-half, half + 1, device=device) % padded
-    axes = [full] * (dims - 1) + [torch.arange(min(half, padded // 2) + 1, device=device)]
-    return tuple(torch.meshgrid(*axes, indexing="ij"))
+        found = torch.cat([maps_of(partial(self.numerators, maps), self.rows(), self.box, padded) for maps in self.batches()])
+        return found * (padded**self.dims / 2) / sinc_squared(self.box, self.padding, self.dims, found.device, found.dtype)
 
 
 def _parts(n: int, k: int, device: torch.device) -> Iterator[slice]:
-    step = max(1, _POINTS_AT_ONCE[device.type] // max(k, 1))
-    return (slice(start, start + step) for start in range(0, n, step))
+    return parts(n, k, _POINTS_AT_ONCE[device.type])
 
 
 def _slice_points(matrices: torch.Tensor, pixels: Pixels, padding: int, dims: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -290,34 +298,3 @@ def _corners(points: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[tor
         if dims == 3:
             share *= near[steps[2]][:, 2]
         yield base + sum(step * stride for step, stride in zip(steps, strides)), share
-
-
-def _with_mates(grid: torch.Tensor) -> torch.Tensor:
-    """Add the Hermitian mates on the plane kx = 0; elsewhere they fall on kx < 0, which is not kept."""
-    full = grid.clone()
-    plane = grid[..., 0]
-    full[..., 0] += plane.flip(tuple(range(plane.dim()))).conj()
-    return full
-
-
-def sampled_with_gradient(projector: Projector, matrices: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slices complex [n, k] of a 3D map, and the gradient [n, k, 3] of the interpolated transform there, by (x, y, z) in cycles a box."""
-    points, mirrored = _slice_points(matrices.to(projector.table), pixels, projector.padding, 3)
-    half, shape = projector.half_range, projector.table.shape[:3]
-    low = points.floor()
-    x, y, z = (points - low).unbind(-1)
-    place = low.long()
-    base = ((place[..., 2] + half) * shape[1] + place[..., 1] + half) * shape[2] + place[..., 0]
-    table = torch.view_as_complex(projector.table).flatten()
-    corner = [[[table[base + (up * shape[1] + right) * shape[2] + far] for far in (0, 1)] for right in (0, 1)] for up in (0, 1)]
-    edge = [[corner[up][right][0] + x * (corner[up][right][1] - corner[up][right][0]) for right in (0, 1)] for up in (0, 1)]
-    rise = [[corner[up][right][1] - corner[up][right][0] for right in (0, 1)] for up in (0, 1)]
-    plane = [edge[up][0] + y * (edge[up][1] - edge[up][0]) for up in (0, 1)]
-    by_x = [rise[up][0] + y * (rise[up][1] - rise[up][0]) for up in (0, 1)]
-    by_y = [edge[up][1] - edge[up][0] for up in (0, 1)]
-    value = plane[0] + z * (plane[1] - plane[0])
-    slopes = [by_x[0] + z * (by_x[1] - by_x[0]), by_y[0] + z * (by_y[1] - by_y[0]), plane[1] - plane[0]]
-    gradient = torch.stack(slopes, dim=-1) * projector.padding
-    # the mate's value is the conjugate, and its gradient the conjugate with the other sign
-    value = torch.where(mirrored, value.conj(), value) * pixels.valid
-    return value, torch.where(mirrored[..., None], -gradient.conj(), gradient) * pixels.valid[:, None]

@@ -17,57 +17,71 @@ if TYPE_CHECKING:
     from verglas.volume.slices import Pixels, Projector
 
 BLOCK = 256  # pixels of a program
-_PACKED: WeakKeyDictionary[Projector, tuple[torch.Tensor, float]] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[Projector, tuple[torch.Tensor, torch.Tensor]] = WeakKeyDictionary()
 
 
-def packed(projector: Projector) -> tuple[torch.Tensor, float]:
-    """The projector's table in halves, a complex number in 32 bits, and what its numbers were divided by.
+def packed(projector: Projector) -> tuple[torch.Tensor, torch.Tensor]:
+    """The projector's table in halves, a complex number in 32 bits, and what each map's numbers were divided by [m].
 
-    The largest number but that at the origin, which no slice pixel touches, becomes 2¹⁴, so that what is 10⁸ times weaker still has
+    A map's largest number but that at the origin, which no slice pixel touches, becomes 2¹⁴, so that what is 10⁸ times weaker still has
     11 bits. Half of the bytes: the table of a box of 128 px then fits the cache of a card.
     """
     if projector not in _PACKED:
-        values = projector.table.clone()
-        half = projector.half_range
-        values[(half,) * (projector.dims - 1)][0] = 0
-        scale = 2.0 ** math.ceil(math.log2(max(float(values.abs().amax()), 1e-30)) - 14)
-        _PACKED[projector] = ((values / scale).half().view(torch.int32), scale)
+        table = projector.table.flatten(1)
+        stride_y, stride_z, _ = strides(projector.table.shape[1:-1])
+        origin = 2 * projector.half_range * (stride_y + stride_z if projector.dims == 3 else stride_y)
+        around = [each.aminmax(dim=1) for each in (table[:, :origin], table[:, origin + 2 :])]
+        largest = torch.stack([value for low, high in around for value in (-low, high)]).amax(0)
+        scales = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30)) - 14))
+        halves = torch.empty_like(table, dtype=torch.float16)
+        torch.div(table, scales[:, None], out=halves)
+        halves[:, origin : origin + 2] = 0
+        _PACKED[projector] = halves.view(torch.int32), scales
     return _PACKED[projector]
 
 
-def strides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of y and z in an array [z, y, x]; of z 0 in a flat one."""
-    return shape[-1], shape[-2] * shape[-1] if len(shape) == 3 else 0
+def strides(shape: tuple[int, ...] | torch.Size) -> tuple[int, int, int]:
+    """Of y, z and map in maps [z, y, x] one after the other; of z 0 in flat ones."""
+    return shape[-1], shape[-2] * shape[-1] if len(shape) == 3 else 0, math.prod(shape)
 
 
-def project(table: torch.Tensor, half_range: int, matrices: torch.Tensor, pixels: Pixels, padding: int) -> torch.Tensor:
+def project(
+    table: torch.Tensor, half_range: int, padding: int, matrices: torch.Tensor, pixels: Pixels, which: torch.Tensor | None
+) -> torch.Tensor:
     """`Projector.project` from a `Projector.table`."""
     out = torch.empty(len(matrices), len(pixels), dtype=torch.complex64, device=table.device)
     turns = matrices.to(table).contiguous()
-    pairs, place = table.view(torch.int64), (*strides(table.shape[:-1]), float(half_range), float(padding))
+    pairs, place = table.view(torch.int64), (*strides(table.shape[1:-1]), float(half_range), float(padding))
     if len(turns):
         grid = (len(turns), triton.cdiv(len(pixels), BLOCK))
-        _project[grid](pairs, *place, turns, pixels.kx, pixels.ky, pixels.count, len(pixels), torch.view_as_real(out), BLOCK=BLOCK)
+        plane = (pixels.kx, pixels.ky, pixels.count, len(pixels))
+        _project[grid](pairs, *place, turns, _maps(which, turns), *plane, torch.view_as_real(out), MANY=which is not None, BLOCK=BLOCK)
     return out
 
 
 def spread(
     sums: torch.Tensor,
     shape: tuple[int, ...],
+    padding: int,
     matrices: torch.Tensor,
     pixels: Pixels,
-    padding: int,
     numerators: torch.Tensor,
     weights: torch.Tensor | None,
+    which: torch.Tensor | None,
 ) -> None:
-    """`FourierSums.add` into sums [voxels, 4] of a grid of `shape`, in the order in which the card happens to add."""
+    """`FourierSums.add` into sums [maps, voxels, 4] of a grid of `shape`, in the order in which the card happens to add."""
     turns, values = matrices.to(sums).contiguous(), torch.view_as_real(numerators.to(torch.complex64).contiguous())
     shares = values if weights is None else weights.to(sums).contiguous()
     place = (*strides(shape), float(shape[-1] - 1), float(padding))
     if len(turns):
         grid = (len(turns), triton.cdiv(pixels.count, BLOCK))
-        plane = (pixels.kx, pixels.ky, pixels.count, len(pixels))
-        _spread[grid](sums, *place, turns, *plane, values, shares, WEIGHTED=weights is not None, BLOCK=BLOCK)
+        slices = (turns, _maps(which, turns), pixels.kx, pixels.ky, pixels.count, len(pixels), values, shares)
+        _spread[grid](sums, *place, *slices, MANY=which is not None, WEIGHTED=weights is not None, BLOCK=BLOCK)
+
+
+def _maps(which: torch.Tensor | None, instead: torch.Tensor) -> torch.Tensor:
+    """Where a kernel reads the slices' maps; it reads nothing where there is but one."""
+    return instead if which is None else which.contiguous()
 
 
 @triton.jit
@@ -129,11 +143,20 @@ def scatter(sums, stride_y, stride_z, half, padding, matrix, kx, ky, mask, real,
 
 
 @triton.jit
-def _project(table, stride_y, stride_z, half, padding, matrices, kx, ky, count, k, out, BLOCK: tl.constexpr):
+def _of_map(which, slice_, stride_map, MANY: tl.constexpr):
+    """Where the map of a slice begins, in grid points."""
+    return tl.load(which + slice_) * stride_map if MANY else 0
+
+
+@triton.jit
+def _project(
+    table, stride_y, stride_z, stride_map, half, padding, matrices, which, kx, ky, count, k, out, MANY: tl.constexpr, BLOCK: tl.constexpr
+):
     slice_, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real_pixel = pixel < count
     x, y = tl.load(kx + pixel, mask=real_pixel, other=0.0), tl.load(ky + pixel, mask=real_pixel, other=0.0)
-    real, imaginary = sample(table, stride_y, stride_z, half, padding, matrices + 9 * slice_, x, y, real_pixel, False)
+    own = table + _of_map(which, slice_, stride_map, MANY)
+    real, imaginary = sample(own, stride_y, stride_z, half, padding, matrices + 9 * slice_, x, y, real_pixel, False)
     into = out + 2 * (slice_ * k + pixel)
     tl.store(into, tl.where(real_pixel, real, 0.0), mask=pixel < k)
     tl.store(into + 1, tl.where(real_pixel, imaginary, 0.0), mask=pixel < k)
@@ -141,12 +164,14 @@ def _project(table, stride_y, stride_z, half, padding, matrices, kx, ky, count, 
 
 @triton.jit
 def _spread(
-    sums, stride_y, stride_z, half, padding, matrices, kx, ky, count, k, values, weights, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
-):
+    sums, stride_y, stride_z, stride_map, half, padding, matrices, which, kx, ky, count, k, values, weights,
+    MANY: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     slice_, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < count
     x, y = tl.load(kx + pixel, mask=mask, other=0.0), tl.load(ky + pixel, mask=mask, other=0.0)
     at = slice_ * k + pixel
     real, imaginary = tl.load(values + 2 * at, mask=mask, other=0.0), tl.load(values + 2 * at + 1, mask=mask, other=0.0)
     weight = tl.load(weights + at, mask=mask, other=0.0) if WEIGHTED else tl.zeros_like(real)
-    scatter(sums, stride_y, stride_z, half, padding, matrices + 9 * slice_, x, y, mask, real, imaginary, weight)
+    own = sums + 4 * _of_map(which, slice_, stride_map, MANY)
+    scatter(own, stride_y, stride_z, half, padding, matrices + 9 * slice_, x, y, mask, real, imaginary, weight)

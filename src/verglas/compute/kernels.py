@@ -1,0 +1,34 @@
+"""Which compiled code serves numbers of a kind on a device, beside the plain code in torch that defines it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from verglas.compute.native import native_library
+
+
+def compiled_for(values: torch.Tensor, native: ModuleType, on_cards: str) -> ModuleType | None:
+    """The module that serves `values`: `native` (whose `SOURCE` is C++) on a CPU, that named `on_cards` (Triton) on a card.
+
+    None for other numbers than float32, and where the code cannot be built: then the plain code serves.
+    """
+    if values.dtype != torch.float32:
+        return None
+    if values.device.type == "cuda":
+        return on_card(on_cards)
+    source: Path = native.SOURCE
+    return native if values.device.type == "cpu" and native_library(source) is not None else None
+
+
+@cache
+def on_card(name: str) -> ModuleType | None:
+    """The module of Triton kernels `name`, or None where Triton is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
