@@ -28,7 +28,9 @@ def fit_and_add(all_of: Pass, batch: Batch, start: tuple[torch.Tensor, torch.Ten
     search, seen, projector = all_of.search, all_of.seen, all_of.candidates.projector
     whole = all_of.assignments.whole_shifts(batch.rows, seen.pixel_size)
     assert search.local_sigma is not None and all_of.candidates.classes == 1
-    prior = Prior(math.radians(search.local_sigma), last_poses(all_of, batch)[0], all_of.model.offset_sigma / seen.pixel_size, -whole.float())
+    prior = Prior(
+        math.radians(search.local_sigma), last_poses(all_of, batch)[0], all_of.model.offset_sigma / seen.pixel_size, -whole.float()
+    )
     for pixels in (search.coarse, search.score) if search.fit == "found" else (search.score,):
         posterior = fit_poses(projector, pixels, batch.masked, batch.ctf, start, prior)
         start = posterior.matrices, posterior.shifts

@@ -38,7 +38,8 @@ class Prior:
 @dataclass(frozen=True)
 class Posterior:
     """Of n images: the most likely poses [n, 3, 3] and shifts [n, 2] (pixels), the logarithm of the posterior there [n] (priors not
-    normalised), and the covariance [n, 5, 5] of rotation vector (radians, in the image's frame) and shift, float64."""
+    normalised), and the covariance [n, 5, 5] of rotation vector (radians, in the image's frame) and shift, float64.
+    """
 
     matrices: torch.Tensor
     shifts: torch.Tensor

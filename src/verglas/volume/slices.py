@@ -127,7 +127,7 @@ class Projector:
         return out
 
     def project_with_gradient(self, matrices: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices [n, k] of the first map, of three dimensions, and the gradients [n, k, 3] of its transform there, by (x, y, z) in cycles a box."""
+        """Slices [n, k] of the first map, a 3D one, and the gradients [n, k, 3] of its transform there, by cycles a box in x, y and z."""
         points, mirrored = _slice_points(matrices.to(self.table), pixels, self.padding, 3)
         half, shape = self.half_range, self.table.shape[1:4]
         low = points.floor()

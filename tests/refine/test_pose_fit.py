@@ -1,0 +1,187 @@
+"""Continuous refinement of poses: slopes against differences, poses against truth, spread against errors, nodes against moments."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from refine.sets import particles, seen
+from verglas.compute import native
+from verglas.refine import accumulate, curvature, curvature_native
+from verglas.refine.assignments import from_particles
+from verglas.refine.curvature import kernels_for, local_shape, plain_sums
+from verglas.refine.expectation import expect
+from verglas.refine.grids import SpaceGrid, shifts_within
+from verglas.refine.maximisation import spectrum
+from verglas.refine.model import Model
+from verglas.refine.observations import shift_factors
+from verglas.refine.pose_fit import Posterior, Prior, fit_poses, nodes
+from verglas.refine.search import Found, Search
+from verglas.refine.start import starting_noise
+from verglas.volume import slices
+from verglas.volume.rotations import axis_rotation, geodesic, random_rotations, rotation_distance
+from verglas.volume.slices import Pixels, Projector, pixel_list
+
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.skipif(native.native_library(curvature_native.SOURCE) is None, reason="no C++ compiler")),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+N = 200
+
+
+def blobs(box: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A lump without symmetry, two pixels fine."""
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(box, dtype=torch.float64) - box // 2] * 3, indexing="ij"), dim=-1)
+    centres = 0.12 * box * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    return torch.stack([torch.exp(-(grid - centre).square().sum(-1) / 4) for centre in centres]).sum(0).to(dtype)
+
+
+def turned(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Poses turned by rotation vectors [n, 3] in radians."""
+    return axis_rotation(vectors, torch.rad2deg(vectors.norm(dim=1))) @ matrices
+
+
+def images_of(projector: Projector, pixels: Pixels, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Whitened images [n, k], their CTFs, true poses and true shifts; a scale of the map that gives poses to about a degree."""
+    generator = torch.Generator().manual_seed(1)
+    dtype = projector.table.dtype
+    poses = random_rotations(N, generator).to(dtype)
+    shifts = 0.4 * torch.randn(N, 2, generator=generator, dtype=dtype)
+    ctf = (0.2 + torch.rand(N, len(pixels), generator=generator, dtype=dtype)) * pixels.valid
+    images = ctf * projector.project(poses, pixels) * shift_factors(pixels, -shifts)
+    noisy = torch.view_as_complex(torch.randn(N, len(pixels), 2, generator=generator, dtype=dtype))
+    return images + noise * noisy * pixels.valid, ctf, poses, shifts
+
+
+def test_slopes_are_those_of_the_log_likelihood() -> None:
+    pixels = pixel_list(48, 18, multiple=64)
+    projector = Projector(blobs(48)[None], 18)
+    images, ctf, poses, shifts = images_of(projector, pixels)
+    generator = torch.Generator().manual_seed(2)
+    at = turned(poses, 0.02 * torch.randn(N, 3, generator=generator, dtype=torch.float64))
+
+    def value(matrices: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        sampled = projector.project(matrices, pixels)
+        whole = (images * ctf * shift_factors(pixels, moved)).conj() * sampled
+        return whole.real.sum(1) - 0.5 * (ctf.square() * sampled.abs().square()).sum(1)
+
+    found = local_shape(projector, pixels, images * ctf * shift_factors(pixels, shifts), ctf, at)
+    assert torch.allclose(found.value, value(at, shifts))
+    step = 1e-4
+    for axis in range(5):
+        change = step * torch.eye(5, dtype=torch.float64)[axis].expand(N, 5)
+        ahead, behind = (value(turned(at, sign * change[:, :3]) if axis < 3 else at, shifts + sign * change[:, 3:]) for sign in (1, -1))
+        slope = (ahead - behind) / (2 * step)
+        # slopes of the interpolated transform jump at its grid points, which a difference may straddle
+        assert (found.slope[:, axis] - slope).norm() < 2e-3 * slope.norm()
+    assert torch.equal(found.curvature, found.curvature.mT)
+    assert (torch.linalg.eigvalsh(found.curvature) > 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("box", "shell", "padding"), [(32, 15, 2), (33, 11, 1), (48, 20, 2)])
+def test_compiled_sums_are_the_plain_ones(device: str, box: int, shell: int, padding: int) -> None:
+    pixels = pixel_list(box, shell, multiple=64, device=device)
+    projector = Projector(blobs(box, torch.float32)[None].to(device), shell, padding)
+    generator = torch.Generator().manual_seed(3)
+    poses = random_rotations(37, generator).float().to(device)
+    ctf = torch.rand(37, len(pixels), generator=generator).to(device) * pixels.valid
+    moved = torch.randn(37, len(pixels), dtype=torch.complex64, generator=generator).to(device) * pixels.valid
+    kernels = kernels_for(projector.table)
+    assert kernels is not None
+    plain = plain_sums(projector, pixels, moved, ctf, poses)
+    compiled = kernels.local_sums(projector, pixels, moved, ctf, poses)
+    assert ((compiled - plain).abs() < (1e-5 if device == "cpu" else 3e-3) * plain.abs().amax(0)).all()
+    assert kernels.local_sums(projector, pixels, moved[:0], ctf[:0], poses[:0]).shape == (0, curvature_native.SUMS)
+
+
+def fitted(noise: float, away: float) -> tuple[Posterior, torch.Tensor, torch.Tensor]:
+    """Posteriors from `away` degrees off the truth, true poses and shifts."""
+    pixels = pixel_list(48, 18, multiple=64)
+    projector = Projector(0.025 * blobs(48, torch.float32)[None], 18)
+    images, ctf, poses, shifts = images_of(projector, pixels, noise)
+    direction = torch.nn.functional.normalize(torch.randn(N, 3, generator=torch.Generator().manual_seed(4)), dim=1)
+    start = turned(poses, torch.deg2rad(torch.tensor(away)) * direction), torch.zeros(N, 2)
+    prior = Prior(1.0, start[0], 100.0, torch.zeros(N, 2))
+    return fit_poses(projector, pixels, images, ctf, start, prior, most_steps=10), poses, shifts
+
+
+def test_poses_without_noise_are_found() -> None:
+    posterior, poses, shifts = fitted(0.0, 3.0)
+    assert rotation_distance(posterior.matrices, poses).max() < 0.1
+    assert (posterior.shifts - shifts).abs().max() < 0.01
+
+
+def test_errors_are_as_large_as_the_posterior_says() -> None:
+    posterior, poses, shifts = fitted(1.0, 1.0)
+    errors = torch.cat([torch.deg2rad(geodesic(poses.double() @ posterior.matrices.double().mT)), (shifts - posterior.shifts).double()], 1)
+    squared = torch.einsum("ni,nij,nj->n", errors, torch.linalg.inv(posterior.covariance), errors)
+    assert 0.2 < rotation_distance(posterior.matrices, poses).median() < 3
+    assert 4.2 < squared.mean() < 6.0  # five degrees of freedom; 200 images tell the mean to 0.22
+
+
+def test_a_far_start_is_never_made_worse() -> None:
+    pixels = pixel_list(32, 12, multiple=64)
+    projector = Projector(blobs(32, torch.float32)[None], 12)
+    images, ctf, poses, _ = images_of(projector, pixels, 1.0)
+    start, none = turned(poses, torch.full((N, 3), 0.6)), torch.zeros(N, 2)
+    prior = Prior(1e3, start, 1e3, none)
+    before = local_shape(projector, pixels, images * ctf, ctf, start).value
+    assert (fit_poses(projector, pixels, images, ctf, (start, none), prior).log_top >= before.double() - 1e-3).all()
+
+
+def test_a_sharp_prior_holds_the_pose() -> None:
+    pixels = pixel_list(32, 12, multiple=64)
+    projector = Projector(blobs(32, torch.float32)[None], 12)
+    images, ctf, poses, _ = images_of(projector, pixels)
+    start, none = turned(poses, torch.full((N, 3), 0.02)), torch.zeros(N, 2)
+    held = fit_poses(projector, pixels, images, ctf, (start, none), Prior(1e-5, start, 1e-5, none))
+    assert rotation_distance(held.matrices, start).max() < 0.02
+    assert held.shifts.abs().max() < 1e-3
+
+
+def test_nodes_have_the_moments_of_the_posterior() -> None:
+    generator = torch.Generator().manual_seed(5)
+    root = 0.01 * torch.randn(20, 5, 5, generator=generator, dtype=torch.float64)
+    posterior = Posterior(random_rotations(20, generator).float(), torch.randn(20, 2, generator=generator), torch.zeros(20), root @ root.mT)
+    matrices, shifts, left = nodes(posterior)
+    vectors = torch.deg2rad(geodesic(matrices.double() @ posterior.matrices.double()[:, None].mT))
+    both = torch.cat([vectors, (shifts - posterior.shifts[:, None]).double()], dim=-1)
+    second = torch.einsum("nqi,nqj->nij", both, both) / both.shape[1]
+    second[:, 3:, 3:].diagonal(dim1=1, dim2=2).add_(left)
+    covariance = posterior.covariance.clone()
+    for found in (second, covariance):
+        found[:, 3, 4] = found[:, 4, 3] = 0.0  # the shifts' own correlation, given the rotation, is left out
+    assert (second - covariance).abs().max() < 2e-3 * covariance.abs().max()
+    assert both.mean(1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("fit", ["found", "last"])
+def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, table, truth = particles(24, 32, 6.0, 0.3)
+    view = seen(images, table, device)
+    own = from_particles(table, len(view.micrographs), device=device)
+    tau2 = spectrum(truth[None]).to(device)[:, : view.shells]
+    rows = torch.arange(24, device=device)
+    share = torch.ones(1, dtype=torch.float64, device=device)
+    model = Model(truth[None].to(device), starting_noise(view, rows, own), tau2, 9 * torch.ones_like(tau2), share, 6.0)
+    coarse, score, full = (pixel_list(32, shell, multiple=64, device=device) for shell in (8, 12, 15))
+    grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
+    shifts = shifts_within(1.5, 1.0, None, device)
+    search = Search(grid, shifts, coarse, score, full, symmetry="D2", local_sigma=5.0, offset_step=1.0, fit=fit)
+    with monkeypatch.context() as plain:
+        compiled = expect(view, rows, own, model, search)
+        for module in (slices, accumulate, curvature):
+            plain.setattr(module, "kernels_for", lambda _: None)
+        torch_alone = expect(view, rows, own, model, search)
+    tolerance = 3e-3 if device == "cpu" else 1e-2
+    for mine, theirs in zip(compiled[0].tensors(), torch_alone[0].tensors()):
+        assert (mine - theirs).abs().max() < tolerance * theirs.abs().max()
+    for field in fields(Found):
+        mine, theirs = (getattr(each[1], field.name).double() for each in (compiled, torch_alone))
+        assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1), field.name
+    assert (compiled[1].significant == 6).all() and (compiled[1].max_probability <= 1).all()
