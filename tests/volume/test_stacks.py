@@ -57,7 +57,8 @@ def values_of(matrices: torch.Tensor, pixels: Pixels) -> tuple[torch.Tensor, tor
 
 
 def close(found: torch.Tensor, alone: torch.Tensor) -> bool:
-    return bool((found - alone).abs().max() <= 2e-6 * alone.abs().max())
+    tolerance = 2e-5 if found.is_cuda else 2e-6  # a card adds in any order, and little weight makes much of that
+    return bool((found - alone).abs().max() <= tolerance * alone.abs().max())
 
 
 def test_slices_of_many_maps(operands: tuple[torch.Tensor, torch.Tensor, Pixels, torch.Tensor]) -> None:

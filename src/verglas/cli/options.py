@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ ENGINE_OPTIONS = {
 }
 RUNNER_OPTIONS = {
     "out": ("DIR", "Folder for the job; inside a project it gets the next number by itself"),
-    "continue": ("JOB", "Go on with a job that was stopped, or do more iterations"),
+    "continue": (
+        "JOB",
+        "Go on with a job that was stopped, or do more iterations; JOB/run_it005_optimiser.star: after that one, later ones are removed",
+    ),
     "alias": ("NAME", "A second name for the job in the project"),
     "time_limit": ("SECONDS", "Stop gently after this time"),
     **ENGINE_OPTIONS,
@@ -63,15 +67,16 @@ def to_inputs(declared: JobType, found: argparse.Namespace) -> dict[str, Any]:
 
 def to_request(declared: JobType, found: argparse.Namespace) -> JobRequest:
     """The job that the command line asks for; with `--continue`, what isn't given is as in the job's record."""
-    inputs, base, out = to_inputs(declared, found), None, None
+    inputs, base, out, iteration = to_inputs(declared, found), None, None, None
     if found.run_continue:
-        out, base, before = _stored(found.run_continue)
+        job, iteration = _job_and_iteration(found.run_continue)
+        out, base, before = _stored(job)
         inputs = {**before, **inputs}
     elif found.run_out:
         out = Path(found.run_out)
     limit = _seconds(found.run_time_limit)
     params = to_model(declared.params, given(found, declared.params), base)
-    request = JobRequest(declared, params, inputs, out, bool(found.run_continue), found.run_alias, time_limit=limit)
+    request = JobRequest(declared, params, inputs, out, bool(found.run_continue), found.run_alias, time_limit=limit, iteration=iteration)
     engine, ranks, extra = found.run_engine, to_ranks(found.run_ranks), found.run_relion_args
     if engine is None and out is not None and found.run_continue:
         engine, ranks, extra = _stored_engine(out, ranks, extra)
@@ -102,6 +107,24 @@ def join_relion_args(words: list[str]) -> list[str]:
         text = next(left, None) if word.replace("_", "-") == "--relion-args" else None
         joined.append(word if text is None else f"--relion-args={text}")
     return joined
+
+
+def _job_and_iteration(text: str) -> tuple[str, int | None]:
+    """The job that is to go on, and the iteration after which it is to: the one whose optimiser is named, None for the last.
+
+    Raises InputError for an iteration that is not there whole.
+    """
+    path = Path(text)
+    match = re.fullmatch(r"run_it(\d{3,})_optimiser\.star", path.name)
+    if not match:
+        return text, None
+    if not path.is_file():
+        raise InputError(text, "is not there", "See the iterations: ls JOB/run_it*_optimiser.star")
+    if _stored_engine(path.parent, None, None)[0] == "verglas" and not path.with_name(f"run_it{match[1]}_state.pt").is_file():
+        raise InputError(
+            text, "has no exact state beside it", "Give an iteration that has a run_itNNN_state.pt, or use its maps and poses anew"
+        )
+    return str(path.parent), int(match[1])
 
 
 def _stored_engine(folder: Path, ranks: int | None, extra: str | None) -> tuple[str, int | None, str | None]:

@@ -114,7 +114,7 @@ def run(job: Job) -> Items:
         align=not params.skip_align,
         absolute_greyscale=params.absolute_greyscale,
     )
-    output = Output(job.out, ready.particles, ready.order, ready.seen, settings)
+    output = Output(job.out, ready.particles, ready.order, ready.seen, settings, job.inputs["mask"])
     state = iterate(
         job,
         output,

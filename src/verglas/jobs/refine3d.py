@@ -110,7 +110,7 @@ def run(job: Job) -> Items:
         low_resol_join=params.low_resol_join_halves,
         solvent_correct_fsc=params.solvent_correct_fsc,
     )
-    output = Output(job.out, ready.particles, ready.order, ready.seen, settings)
+    output = Output(job.out, ready.particles, ready.order, ready.seen, settings, job.inputs["mask"])
     state = iterate(
         job,
         output,

@@ -280,6 +280,8 @@ def engine_settings(params: EngineParams, device: torch.device, **own: Any) -> S
         mask_diameter=params.mask_diameter,
         offset_range_px=params.offset_range,
         offset_step_px=params.offset_step,
+        correct_ctf=params.do_ctf_correction,
+        ctf_intact_first_peak=params.ctf_intact_first_peak,
         correct_norm=params.do_norm_correction,
         correct_scale=params.do_scale_correction,
         padding=params.pad,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from verglas.errors import VerglasError
 from verglas.io.atomic import write_text
-from verglas.io.mrc import write_map, write_stack
+from verglas.io.mrc import read_map, read_stack, write_map, write_stack
 from verglas.io.star import write_star
 from verglas.particles import ParticleSet, write_particles
 from verglas.refine.classify import class_shell
@@ -30,9 +31,11 @@ _BILD_ORDER = 3
 class Output:
     """Writes the iterations of one run into `folder`; `particles` are those of `seen`, written in the order `order`."""
 
-    def __init__(self, folder: Path, particles: ParticleSet, order: np.ndarray, seen: Observations, settings: Settings) -> None:
+    def __init__(
+        self, folder: Path, particles: ParticleSet, order: np.ndarray, seen: Observations, settings: Settings, mask: Path | None = None
+    ) -> None:
         self.folder, self.particles, self.order = folder, particles, order
-        self.seen, self.settings = seen, settings
+        self.seen, self.settings, self.mask = seen, settings, mask
 
     @property
     def key(self) -> str:
@@ -42,29 +45,35 @@ class Output:
         return sha256("\n".join(facts).encode()).hexdigest()
 
     def last_state(self) -> State | None:
-        """The state of the last complete iteration of the same run, or None."""
-        for path in sorted(self.folder.glob("run_it*_optimiser.star"), reverse=True):
-            state = path.with_name(path.name.replace("_optimiser.star", "_state.pt"))
-            key = state.with_suffix(".key")
-            if state.exists() and key.exists() and key.read_text() == self.key:
-                found = load_state(state, self.seen.device)
-                return found if found.iteration <= self.settings.iterations else None
+        """The state of the last complete iteration of the same run that is not past `settings.iterations`, or None."""
+        whole = {int(path.name[6:].partition("_")[0]): path for path in self.folder.glob("run_it*_optimiser.star")}
+        own = self.key
+        for number in sorted((number for number in whole if number <= self.settings.iterations), reverse=True):
+            root = whole[number].with_name(f"run_it{number:03d}")
+            key = Path(f"{root}_state.key")
+            if not (Path(f"{root}_state.pt").exists() and key.exists() and key.read_text() == own):
+                continue
+            try:
+                return self._read_references(root, load_state(Path(f"{root}_state.pt"), self.seen.device))
+            except (VerglasError, OSError):  # a map of it is gone
+                continue
         return None
 
     def write_iteration(self, state: State) -> None:
-        """Every file of iteration `state.iteration`; the exact state of the one before is removed when they are all there."""
+        """Every file of iteration `state.iteration`; with its exact state, so that the run may go on from any of them.
+
+        The state's references are the maps beside it, and what only the end of a run needs is made anew.
+        """
         root = self.folder / f"run_it{state.iteration:03d}"
         self._write_particles(Path(f"{root}_data.star"), state)
         models = self._write_models(root, state)
         names = {"rlnExperimentalDataStarFile": f"{root}_data.star", "rlnOrientSamplingStarFile": f"{root}_sampling.star"}
         write_star(f"{root}_sampling.star", sampling_tables(state, self.settings, self.seen))
-        save_state(Path(f"{root}_state.pt"), state)
+        save_state(Path(f"{root}_state.pt"), _without_maps(state))
         write_text(f"{root}_state.key", self.key)
-        table = optimiser_table(state, self.settings, str(self.folder / "run"), models, names)
+        mask = str(self.mask) if self.mask else None
+        table = optimiser_table(state, self.settings, self.seen, str(self.folder / "run"), models, names, mask)
         write_star(f"{root}_optimiser.star", {"optimiser_general": table})
-        for old in self.folder.glob("run_it*_state.*"):
-            if not old.name.startswith(root.name):
-                old.unlink()
 
     def write_final(self, state: State) -> None:
         """The files that a finished automatic refinement leaves beside its iterations."""
@@ -90,12 +99,12 @@ class Output:
         for number, (model, weight) in enumerate(zip(state.models, state.weights), start=1):
             stem = f"{root}_half{number}" if halves else str(root)
             images = self._write_references(stem, model)
-            resolutions = [self._resolution(state, model, k) for k in range(model.classes)]
+            resolutions = [self._resolution(model, k) for k in range(model.classes)]
             names.append(f"{stem}_model.star")
             write_star(names[-1], model_tables(state, model, weight, resolutions, images, self.seen, self.settings))
-        if self.settings.dims == 3:
-            for k in range(state.models[0].classes):
-                self._write_directions(Path(f"{root}_class{k + 1:03d}_angdist.bild"), state, k)
+            if self.settings.dims == 3:
+                for k in range(model.classes):
+                    self._write_directions(Path(f"{stem}_class{k + 1:03d}_angdist.bild"), state, k, number - 1 if halves else None)
         return names
 
     def _write_references(self, stem: str, model: Model) -> list[str]:
@@ -103,19 +112,34 @@ class Output:
         if model.dims == 2:
             write_stack(f"{stem}_classes.mrcs", references, self.seen.pixel_size)
             return [f"{k:06d}@{stem}_classes.mrcs" for k in range(1, len(references) + 1)]
-        names = [f"{stem}_class{k:03d}.mrc" for k in range(1, len(references) + 1)]
+        names = _map_names(stem, len(references))
         for name, reference in zip(names, references):
             write_map(name, reference, self.seen.pixel_size)
         return names
 
-    def _resolution(self, state: State, model: Model, number: int) -> float:
-        """Å; RELION's 999 for a class that shows nothing."""
-        shell = state.progress.resolution_shell if len(state.models) > 1 else class_shell(model.ssnr[number])
+    def _read_references(self, root: Path, state: State) -> State:
+        """The state with the references of its iteration, from the files that `_write_references` made."""
+        halves = len(state.models) > 1
+        for number, model in enumerate(state.models, start=1):
+            stem = f"{root}_half{number}" if halves else str(root)
+            if self.settings.dims == 2:
+                references = read_stack(f"{stem}_classes.mrcs")
+            else:
+                references = np.stack([read_map(name)[0] for name in _map_names(stem, len(model.class_weight))])
+            model.references = torch.from_numpy(references).to(self.seen.device)
+        return state
+
+    def _resolution(self, model: Model, number: int) -> float:
+        """Å, of the last shell where the SSNR is 1, as RELION estimates it; its 999 for a class that shows nothing."""
+        shell = class_shell(model.ssnr[number])
         return shell_to_resolution(shell, self.seen.box, self.seen.pixel_size) if shell else NO_RESOLUTION
 
-    def _write_directions(self, path: Path, state: State, number: int) -> None:
-        """Angular distribution as cylinders for ChimeraX: longer and redder where more particles look."""
-        angles = state.assignments.angles()[state.assignments.classes == number].cpu()
+    def _write_directions(self, path: Path, state: State, number: int, half: int | None = None) -> None:
+        """Angular distribution of a class (in one half) as cylinders for ChimeraX: longer and redder where more particles look."""
+        of_class = state.assignments.classes == number
+        if half is not None:
+            of_class &= state.assignments.half == half
+        angles = state.assignments.angles()[of_class].cpu()
         counts = torch.bincount(healpix_pixels(_BILD_ORDER, angles[:, 0], angles[:, 1]), minlength=12 * 4**_BILD_ORDER).double()
         share = (counts / counts.max().clamp(min=1)).tolist()
         views = view_directions(*healpix_directions(_BILD_ORDER))
@@ -128,6 +152,16 @@ class Output:
                 lines.append(f".color {part:.3f} 0 {1 - part:.3f}")
                 lines.append(".cylinder " + " ".join(f"{x:.3f}" for x in (*start, *end)) + f" {0.02 * radius:.3f}")
         write_text(path, "\n".join(lines) + "\n")
+
+
+def _map_names(stem: str, classes: int) -> list[str]:
+    return [f"{stem}_class{k:03d}.mrc" for k in range(1, classes + 1)]
+
+
+def _without_maps(state: State) -> State:
+    """What is left of a state to be written when its references are files of their own."""
+    models = [replace(model, references=model.references.new_zeros(0)) for model in state.models]
+    return replace(state, models=models, unfiltered=[])
 
 
 def intermediate_files(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """The engine's state as RELION's tables: `model`, `optimiser`, `sampling` and the columns of `data` (RELION.md §5, §6).
 
-RELION divides transforms by the number of pixels, so its spectra are ours over N⁴.
+RELION divides transforms by the number of pixels, so its spectra are ours over N⁴; they have N/2 + 1 shells, of which ours lack the last.
+The log-likelihoods are what is gained over empty images, without RELION's constant terms of the noise.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import pandas as pd
 import torch
 
 from verglas.particles import ParticleSet
+from verglas.refine.iteration import SHELLS_AHEAD
 from verglas.refine.maximisation import MAX_SSNR
 from verglas.refine.model import Model
-from verglas.refine.observations import Observations
+from verglas.refine.observations import MASK_EDGE_PX, Observations
+from verglas.refine.relion_directions import places_of, relion_angles, relion_directions
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
-from verglas.volume.sampling import healpix_directions
 
 NO_RESOLUTION = 999.0
+_LIKELY = 0.2  # FSC at the limit from which RELION calls it high
 
 
 def particle_columns(state: State, seen: Observations) -> dict[str, np.ndarray]:
@@ -72,7 +75,7 @@ def model_tables(
     tables |= _noise_tables(model, seen)
     if model.dims == 3:
         for number in range(model.classes):
-            density = orientation_density(state, number, settings)
+            density = orientation_density(state, model, number, settings)
             tables[f"model_pdf_orient_class_{number + 1}"] = pd.DataFrame({"rlnOrientationDistribution": density})
     return tables
 
@@ -106,22 +109,35 @@ def _general(state: State, model: Model, resolutions: list[float], seen: Observa
 
 
 def _class_table(state: State, model: Model, weight: torch.Tensor, number: int, seen: Observations) -> pd.DataFrame:
-    shells = np.arange(seen.shells)
-    extent, scale = seen.box * seen.pixel_size, float(seen.box) ** 4
-    weights = weight[number].cpu().numpy()
+    scale = float(seen.box) ** 4
+    weights = _to_nyquist(weight[number], seen)
     return pd.DataFrame(
         {
-            "rlnSpectralIndex": shells,
-            "rlnResolution": shells / extent,
-            "rlnAngstromResolution": np.where(shells > 0, extent / np.maximum(shells, 1), NO_RESOLUTION),
-            "rlnSsnrMap": model.ssnr[number].cpu().numpy().clip(max=MAX_SSNR),
-            "rlnGoldStandardFsc": state.fsc.cpu().numpy(),
+            **_shells(seen, angstrom=True),
+            "rlnSsnrMap": _to_nyquist(model.ssnr[number], seen).clip(max=MAX_SSNR),
+            "rlnGoldStandardFsc": _to_nyquist(state.fsc, seen),
             "rlnFourierCompleteness": (weights > 0).astype(float),
             "rlnReferenceSigma2": np.where(weights > 0, 1 / np.maximum(weights, 1e-30), 0.0) / scale,
-            "rlnReferenceTau2": model.tau2[number].cpu().numpy() / scale,
+            "rlnReferenceTau2": _to_nyquist(model.tau2[number], seen) / scale,
             "rlnSpectralOrientabilityContribution": 0.0,
         }
     )
+
+
+def _shells(seen: Observations, *, angstrom: bool = False) -> dict[str, np.ndarray]:
+    """Index, 1/Å and Å of RELION's shells, 0 to N/2."""
+    shells, extent = np.arange(seen.box // 2 + 1), seen.box * seen.pixel_size
+    columns = {"rlnSpectralIndex": shells, "rlnResolution": shells / extent}
+    if angstrom:
+        columns["rlnAngstromResolution"] = np.where(shells > 0, extent / np.maximum(shells, 1), NO_RESOLUTION)
+    return columns
+
+
+def _to_nyquist(values: torch.Tensor, seen: Observations, *, edge: bool = False) -> np.ndarray:
+    """A spectrum with RELION's N/2 + 1 shells: what is missing at the end is 0, or with `edge` the last value."""
+    more = seen.box // 2 + 1 - len(values)
+    array = values.cpu().double().numpy()
+    return np.pad(array, (0, more), mode="edge") if edge else np.pad(array, (0, more))
 
 
 def _groups(state: State, seen: Observations) -> pd.DataFrame:
@@ -134,39 +150,47 @@ def _groups(state: State, seen: Observations) -> pd.DataFrame:
 
 def _noise_tables(model: Model, seen: Observations) -> dict[str, pd.DataFrame]:
     """One noise spectrum a group (micrograph): that of the optics group most of its particles belong to."""
-    shells = np.arange(seen.shells)
     scale_group, noise_group = seen.scale_group.cpu().numpy(), seen.noise_group.cpu().numpy()
-    noise = model.sigma2.cpu().numpy() / float(seen.box) ** 4
     tables = {}
     for number in range(len(seen.micrographs)):
-        group = np.bincount(noise_group[scale_group == number]).argmax()
-        columns = {"rlnSpectralIndex": shells, "rlnResolution": shells / (seen.box * seen.pixel_size), "rlnSigma2Noise": noise[group]}
-        tables[f"model_group_{number + 1}"] = pd.DataFrame(columns)
+        group = int(np.bincount(noise_group[scale_group == number]).argmax())
+        noise = _to_nyquist(model.sigma2[group], seen, edge=True) / float(seen.box) ** 4
+        tables[f"model_group_{number + 1}"] = pd.DataFrame({**_shells(seen), "rlnSigma2Noise": noise})
     return tables
 
 
 def sampling_tables(state: State, settings: Settings, seen: Observations) -> dict[str, Any]:
     """Tables of a `sampling.star`: the grid that the next iteration searches."""
     sampling, space = state.sampling, settings.dims == 3
+    psi_step = 60.0 / 2**sampling.order if space else sampling.psi_step
+    offset_range, offset_step = sampling.offset_range * seen.pixel_size, sampling.offset_step * seen.pixel_size
+    grid = {"rlnHealpixOrder": sampling.order, "rlnSymmetryGroup": settings.symmetry, "rlnTiltAngleLimit": -91.0}
     general = {
         "rlnIs3DSampling": int(space),
         "rlnIs3DTranslationalSampling": 0,
-        "rlnHealpixOrder": sampling.order if space else 0,
-        "rlnSymmetryGroup": settings.symmetry if space else "C1",
-        "rlnTiltAngleLimit": -91.0,
-        "rlnPsiStep": 60.0 / 2**sampling.order if space else sampling.psi_step,
-        "rlnOffsetRange": sampling.offset_range * seen.pixel_size,
-        "rlnOffsetStep": sampling.offset_step * seen.pixel_size,
+        **(grid if space else {}),
+        "rlnPsiStep": psi_step,
+        "rlnOffsetRange": offset_range,
+        "rlnOffsetStep": offset_step,
+        "rlnHelicalOffsetStep": -1.0,
         "rlnSamplingPerturbInstance": 0.0,
         "rlnSamplingPerturbFactor": 0.5,
+        "rlnHealpixOrderOriginal": settings.healpix_order,
+        "rlnPsiStepOriginal": 60.0 / 2**settings.healpix_order if space else settings.psi_step,
+        "rlnOffsetRangeOriginal": settings.offset_range_px * seen.pixel_size,
+        "rlnOffsetStepOriginal": settings.offset_step_px * seen.pixel_size,
     }
-    rot, tilt = healpix_directions(sampling.order) if space else (torch.zeros(1), torch.zeros(1))
+    if not space:
+        return {"sampling_general": general}
+    rot, tilt = relion_angles(sampling.order, relion_directions(sampling.order, settings.symmetry))
     directions = pd.DataFrame({"rlnAngleRot": rot.numpy(), "rlnAngleTilt": tilt.numpy()})
     return {"sampling_general": general, "sampling_directions": directions}
 
 
-def optimiser_table(state: State, settings: Settings, root: str, models: list[str], names: dict[str, str]) -> dict[str, Any]:
-    """The `optimiser_general` table: where the other files are, and every setting."""
+def optimiser_table(
+    state: State, settings: Settings, seen: Observations, root: str, models: list[str], names: dict[str, str], mask: str | None = None
+) -> dict[str, Any]:
+    """The `optimiser_general` table: where the other files are (`mask`: the solvent mask's), and every setting that RELION reads."""
     progress = state.progress
     halves = len(models) > 1
     stars = {f"rlnModelStarFile{i + 1}" if halves and i else "rlnModelStarFile": name for i, name in enumerate(models)}
@@ -178,38 +202,93 @@ def optimiser_table(state: State, settings: Settings, root: str, models: list[st
         "rlnNumberOfIterations": settings.iterations,
         "rlnDoSplitRandomHalves": int(halves),
         "rlnJoinHalvesUntilThisResolution": settings.low_resol_join if halves else -1.0,
-        "rlnAdaptiveOversampleOrder": 1,
+        "rlnAdaptiveOversampleOrder": 1 if settings.align else 0,
         "rlnAdaptiveOversampleFraction": 0.999,
         "rlnRandomSeed": settings.seed,
         "rlnParticleDiameter": settings.mask_diameter,
-        "rlnWidthMaskEdge": 5,
+        "rlnWidthMaskEdge": round(MASK_EDGE_PX),
         "rlnDoZeroMask": 1,
         "rlnDoSolventFlattening": 1,
         "rlnDoSolventFscCorrection": int(settings.solvent_correct_fsc),
+        "rlnSolventMaskName": mask or "None",
         "rlnHighresLimitExpectation": settings.limit_resolution or -1.0,
-        "rlnDoCorrectNorm": int(settings.correct_norm),
-        "rlnDoCorrectScale": int(settings.correct_scale),
-        "rlnDoSkipAlign": int(not settings.align),
+        "rlnIncrementImageSize": SHELLS_AHEAD,
         "rlnDoAutoRefine": int(halves),
         "rlnAutoLocalSearchesHealpixOrder": settings.local_order,
         "rlnNumberOfIterWithoutResolutionGain": progress.without_gain,
+        "rlnBestResolutionThusFar": max(progress.best_shell, progress.resolution_shell) / (seen.box * seen.pixel_size),
         "rlnNumberOfIterWithoutChangingAssignments": progress.without_changes,
-        "rlnHasConverged": int(progress.converged),
-        "rlnHasHighFscAtResolLimit": int(progress.fsc_at_limit > 0.2),
+        "rlnDoSkipAlign": int(not settings.align),
+        "rlnOverallAccuracyRotations": progress.accuracy_rotation,
+        "rlnOverallAccuracyTranslationsAngst": progress.accuracy_offset,
         "rlnChangesOptimalOrientations": progress.rotation_change,
         "rlnChangesOptimalOffsets": progress.offset_change,
         "rlnChangesOptimalClasses": progress.class_change,
+        "rlnSmallestChangesOrientations": progress.smallest_rotation,
+        "rlnSmallestChangesOffsets": progress.smallest_offset,
+        "rlnSmallestChangesClasses": round(progress.class_change * len(seen)),
+        "rlnHasConverged": int(progress.converged),
+        "rlnHasHighFscAtResolLimit": int(progress.fsc_at_limit > _LIKELY),
+        "rlnDoCorrectNorm": int(settings.correct_norm),
+        "rlnDoCorrectScale": int(settings.correct_scale),
+        "rlnDoCorrectCtf": int(settings.correct_ctf),
+        "rlnDoIgnoreCtfUntilFirstPeak": int(settings.ctf_intact_first_peak),
+        **_NOT_OURS,
     }
 
 
-def orientation_density(state: State, number: int, settings: Settings) -> np.ndarray:
-    """Share of the class's particles in each direction of the grid [directions], as RELION's `rlnOrientationDistribution`."""
-    from verglas.volume.sampling import healpix_pixels
+# what RELION asks for, and this engine has no use for: the values of a run that does not use it either
+_NOT_OURS = {
+    **dict.fromkeys(("rlnSolventMask2Name", "rlnBodyStarFile", "rlnTauSpectrumName", "rlnLocalSymmetryFile", "rlnFourierMask"), "None"),
+    "rlnMaximumCoarseImageSize": -1,
+    "rlnLowresLimitExpectation": -1.0,
+    "rlnDoMapEstimation": 1,
+    "rlnDoFastSubsetOptimisation": 0,
+    "rlnDoExternalReconstruct": 0,
+    "rlnDoStochasticGradientDescent": 0,
+    "rlnDoStochasticEM": 0,
+    "rlnSgdInitialIterations": 50,
+    "rlnSgdFinalIterations": 50,
+    "rlnSgdInBetweenIterations": 200,
+    "rlnSgdInitialResolution": 35.0,
+    "rlnSgdFinalResolution": 15.0,
+    "rlnSgdInitialSubsetSize": 100,
+    "rlnSgdFinalSubsetSize": 500,
+    "rlnSgdMuFactor": 0.0,
+    "rlnSgdSigma2FudgeInitial": 8.0,
+    "rlnSgdSigma2FudgeHalflife": -1,
+    "rlnSgdSkipAnneal": 0,
+    "rlnSgdSubsetSize": -1,
+    "rlnSgdWriteEverySubset": 1,
+    "rlnSgdStepsize": 0.5,
+    "rlnDoSkipRotate": 0,
+    "rlnDoHelicalRefine": 0,
+    "rlnIgnoreHelicalSymmetry": 0,
+    "rlnHelicalTwistInitial": 0.0,
+    "rlnHelicalRiseInitial": 0.0,
+    "rlnHelicalCentralProportion": 0.3,
+    "rlnNrHelicalNStart": 1,
+    "rlnHelicalMaskTubeInnerDiameter": -1.0,
+    "rlnHelicalMaskTubeOuterDiameter": -1.0,
+    "rlnHelicalSymmetryLocalRefinement": 0,
+    "rlnHelicalSigmaDistance": -1.0,
+    "rlnHelicalKeepTiltPriorFixed": 0,
+    "rlnHasLargeSizeIncreaseIterationsAgo": 0,
+    "rlnCtfDataArePhaseFlipped": 0,
+    "rlnDoOnlyFlipCtfPhases": 0,
+    "rlnRefsAreCtfCorrected": 1,
+    "rlnFixSigmaNoiseEstimates": 0,
+    "rlnFixSigmaOffsetEstimates": 0,
+    "rlnMaxNumberOfPooledParticles": 30,
+}
 
-    angles = state.assignments.angles()[state.assignments.classes == number].cpu()
-    order = state.sampling.order
-    counts = torch.bincount(healpix_pixels(order, angles[:, 0], angles[:, 1]), minlength=12 * 4**order).double()
-    return (counts / counts.sum().clamp(min=1)).numpy()
+
+def orientation_density(state: State, model: Model, number: int, settings: Settings) -> np.ndarray:
+    """Prior of each of RELION's directions in a class [directions]: the shares of its particles, together the share of the class."""
+    order, symmetry = state.sampling.order, settings.symmetry
+    own = state.assignments.matrices[state.assignments.classes == number].cpu()
+    counts = torch.bincount(places_of(own, order, symmetry), minlength=len(relion_directions(order, symmetry))).double()
+    return (float(model.class_weight[number]) * counts / counts.sum().clamp(min=1)).numpy()
 
 
 def _completeness(weight: torch.Tensor) -> float:

@@ -11,7 +11,8 @@ class Settings:
 
     iterations: of a classification; the most that automatic refinement may take. limit_resolution: nothing finer is compared or
     summed. local_sigma: prior about the given poses in a classification, None for global searches. align: False keeps poses and
-    shifts. absolute_greyscale: False compares by cross-correlation in the first iteration.
+    shifts. absolute_greyscale: False compares by cross-correlation in the first iteration. correct_ctf and ctf_intact_first_peak say
+    what the observations were made with.
     """
 
     dims: int
@@ -30,6 +31,8 @@ class Settings:
     local_order: int = 4
     align: bool = True
     absolute_greyscale: bool = False
+    correct_ctf: bool = True
+    ctf_intact_first_peak: bool = False
     correct_norm: bool = True
     correct_scale: bool = True
     low_resol_join: float = 40.0

@@ -9,7 +9,7 @@ Method: METHOD.md §4, §5. With numerators Σ C X / σ² and weights Σ C² / �
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -102,10 +102,12 @@ def symmetrise(sums: FourierSums, group: str) -> None:
         grid[..., :3] = total
 
 
+@lru_cache(maxsize=32)
 def slice_operators(group: str) -> torch.Tensor:
-    """Operators [m, 3, 3] to back-project each slice with, so that `symmetrise` afterwards makes the whole of `group`.
+    """Operators [m, 3, 3], the identity first, to back-project each slice with, so that `symmetrise` afterwards makes the whole of `group`.
 
-    They are one of each coset of the subgroup of axis permutations: 1 for C2, C4, D2, D4, O; 3 for C3 and D3; 5 for I.
+    They are one of each coset of the subgroup of axis permutations: 1 for C2, C4, D2, D4, O; 3 for C3 and D3; 5 for I. The tensor is
+    shared between calls: don't write into it.
     """
     operators = symmetry_operators(group)
     exact = _grid_operators(operators)
@@ -125,10 +127,13 @@ def add_symmetric(
     weights: torch.Tensor | None = None,
     which: torch.Tensor | None = None,
 ) -> None:
-    """`sums.add` with the operators of `slice_operators(group)`: a slice at A also counts as one at A Sᵀ."""
-    operators = slice_operators(group) if sums.dims == 3 else torch.eye(3, dtype=torch.float64)[None]
-    for operator in operators.to(matrices):
-        sums.add(matrices @ operator.T, pixels, numerators, weights, which)
+    """`sums.add` with the operators of `slice_operators(group)`: a slice at A also counts as one at A Sᵀ.
+
+    Flat maps have no symmetry.
+    """
+    sums.add(matrices, pixels, numerators, weights, which)
+    for operator in slice_operators(group)[1:] if sums.dims == 3 else ():
+        sums.add(matrices @ operator.T.to(matrices), pixels, numerators, weights, which)
 
 
 def _grid_operators(operators: torch.Tensor) -> torch.Tensor:

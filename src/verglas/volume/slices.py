@@ -170,10 +170,10 @@ class Projector:
 
 
 class FourierSums:
-    """Numerators (complex) and weights (real) of back-projected slices of `maps` maps, on the padded half grid kx ≥ 0, centred in the
-    other axes.
+    """Numerators (complex) and weights (real) of back-projected slices of `maps` maps.
 
-    `data` [maps, voxels, 3 or 4]: the sums themselves (real, imaginary, weight, and nothing), which ranks add up; `shape`: the grid's.
+    `data` [maps, voxels, 3 or 4] (real, imaginary, weight, and nothing) is what ranks add up, on the padded grids of `shape` [(z,) y, x]:
+    x ≥ 0 only, centred in the other axes.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from verglas.records.digest import digest
 from verglas.records.lock import is_running
 from verglas.records.record import FAIL, QUEUED, Record, read_record
 from verglas.records.ticket import in_queue
+from verglas.relion.files import remove_iterations_after
 from verglas.workflow.request import WITHOUT_EFFECT, JobRequest
 
 _MAY_GROW = ("iterations",)  # a finished refinement may be asked for more of them in its own folder
@@ -116,6 +117,14 @@ def sort_out(folder: Path, outputs: list[str], vouched: dict[str, str]) -> dict[
             else:
                 file.unlink()
     return kept
+
+
+def go_back(folder: Path, number: int, outputs: list[str]) -> None:
+    """Remove what came after iteration `number` of a refinement: later iterations, and the declared outputs that are of none."""
+    remove_iterations_after(folder, number)
+    for path in outputs:
+        if not _ITERATION.search(path):
+            (folder / path).unlink(missing_ok=True)
 
 
 def iterations_in(folder: Path) -> int | None:

@@ -21,6 +21,7 @@ WITHOUT_EFFECT = ("device", "threads")  # parameters that change no result beyon
 class JobRequest:
     """A job to run. `out` is its folder, None for the next number of the project; `go_on` names a job folder to continue in.
 
+    `iteration` is the one to go on after, whatever came later; None for the last.
     `relion` is set where RELION carries it out: make such a request by `with_relion`.
     """
 
@@ -33,6 +34,7 @@ class JobRequest:
     step: str | None = None
     time_limit: float | None = None
     relion: Relion | None = None
+    iteration: int | None = None
     extra_command: tuple[str, ...] = field(default=())
 
     @property

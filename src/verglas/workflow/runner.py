@@ -38,7 +38,7 @@ from verglas.workflow import inputs as origins
 from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out
 from verglas.workflow.enter import enter_job, job_options, leave_job
 from verglas.workflow.evidence import changes_of, look_at_outputs
-from verglas.workflow.folder import Place, find_place, iterations_in, past_runs, sort_out
+from verglas.workflow.folder import Place, find_place, go_back, iterations_in, past_runs, sort_out
 from verglas.workflow.line import Line
 from verglas.workflow.process import call_in_child
 from verglas.workflow.request import JobRequest, fingerprint
@@ -181,7 +181,10 @@ class _Running:
         record.host, record.software = machine(), software()
         if request.relion is not None:
             record.software["relion"] = request.relion.version
-        self.kept = call_in_child(sort_out, folder, [o.path for o in self.declared.outputs(request.params)], self.place.vouched(record))
+        outputs = [spec.path for spec in self.declared.outputs(request.params)]
+        if request.iteration is not None:
+            go_back(folder, request.iteration, outputs)
+        self.kept = call_in_child(sort_out, folder, outputs, self.place.vouched(record))
         continues = self.place.exists
         note_command(folder, record.command, continues)
         write_repeat_script(folder, record.command, Path.cwd())

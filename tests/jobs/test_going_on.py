@@ -1,0 +1,99 @@
+"""A run gone on with from any of its iterations ends as it did the first time, to the bit."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from command_line import job
+from refine.sets import DIAMETER, particles
+from verglas.io.mrc import write_map, write_stack
+from verglas.particles import write_particles
+
+COMMON = ("--particles", "particles.star", "--mask-diameter", DIAMETER, "--threads", 1, "--offset-range", 3)
+SPACE = (*COMMON, "--reference", "map.mrc", "--symmetry", "D2", "--healpix-order", 1, "--ini-high", 40)
+RUNS = {
+    "Class2D": (("Class2D", *COMMON, "--classes", 2, "--iterations", 4, "--psi-step", 24), 4),
+    "Class3D": (("Class3D", *SPACE, "--classes", 2, "--iterations", 4), 4),
+    "Refine3D": (("Refine3D", *SPACE, "--local-search-order", 2, "--iterations", 4), 4),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("on")
+    images, table, truth = particles(80, 24, 8.0, 0.3)
+    write_stack(folder / "images.mrcs", images.numpy(), 8.0)
+    bare = table.with_columns(rot=None, tilt=None, psi=None, origin_x=None, origin_y=None, class_number=None)
+    write_particles(folder / "particles.star", bare)
+    write_map(folder / "map.mrc", truth.numpy(), 8.0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr("verglas.pictures.maps.draw_surface", lambda *_, **__: None)
+    yield
+
+
+def files(folder: str) -> dict[str, bytes]:
+    """Tables and maps that the engine wrote, without the maps' headers, which hold the time."""
+    tables = {path.name: path.read_bytes() for path in Path(folder).glob("run_*") if path.suffix in (".star", ".bild")}
+    return tables | {path.name: path.read_bytes()[1024:] for path in Path(folder).glob("run_*.mrc*")}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_from_any_iteration_to_the_same_end(name: str) -> None:
+    words, last = RUNS[name]
+    assert job(*words, out=name).code == 0
+    whole = files(name)
+    written = last if name != "Refine3D" else len(list(Path(name).glob("run_it*_optimiser.star")))
+    for number in (1, written - 1):
+        before = Path(name, f"run_it{number:03d}_data.star").stat().st_mtime_ns
+        again = job(name, "--continue", f"{name}/run_it{number:03d}_optimiser.star")
+        assert again.code == 0 and f"going on after iteration {number}" in again.said, again.said
+        assert Path(name, f"run_it{number:03d}_data.star").stat().st_mtime_ns == before
+        assert Path(name, f"run_it{number + 1:03d}_data.star").stat().st_mtime_ns > before
+        assert files(name) == whole
+    # what is already done stays done
+    assert job(name, "--continue", name).code == 0
+    assert files(name) == whole
+
+
+def test_an_iteration_that_is_not_there_is_said_before_anything_is_removed() -> None:
+    words, _ = RUNS["Class2D"]
+    if not Path("Class2D").exists():
+        assert job(*words, out="Class2D").code == 0
+    before = files("Class2D")
+    missing = job("Class2D", "--continue", "Class2D/run_it009_optimiser.star")
+    assert missing.code == 2 and "run_it009_optimiser.star: is not there" in missing.said
+    Path("Class2D/run_it002_state.pt").rename("kept.pt")
+    gone = job("Class2D", "--continue", "Class2D/run_it002_optimiser.star")
+    assert gone.code == 2 and "has no exact state" in gone.said
+    Path("kept.pt").rename("Class2D/run_it002_state.pt")
+    assert files("Class2D") == before
+
+
+def test_an_iteration_whose_maps_are_gone_is_passed_over() -> None:
+    words, _ = RUNS["Class2D"]
+    if not Path("Class2D").exists():
+        assert job(*words, out="Class2D").code == 0
+    whole = files("Class2D")
+    shutil.copytree("Class2D", "torn")
+    for name in ("run_it003_classes.mrcs", "run_it004_classes.mrcs"):
+        Path("torn", name).unlink()
+    again = job("Class2D", "--continue", "torn")
+    assert again.code == 0 and "going on after iteration 2" in again.said, again.said
+    assert files("torn")["run_it004_classes.mrcs"] == whole["run_it004_classes.mrcs"]
+
+
+def test_fewer_iterations_take_an_earlier_one() -> None:
+    words, _ = RUNS["Class3D"]
+    if not Path("Class3D").exists():
+        assert job(*words, out="Class3D").code == 0
+    whole = files("Class3D")
+    fewer = job("Class3D", "--continue", "Class3D", "--iterations", 3)
+    assert fewer.code == 0 and "going on after iteration 2" in fewer.said, fewer.said
+    assert files("Class3D")["run_it003_class001.mrc"] == whole["run_it003_class001.mrc"]
