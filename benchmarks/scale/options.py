@@ -42,7 +42,9 @@ def options(arguments: Sequence[str] | None, description: str) -> argparse.Names
     of_run.add_argument(
         "--warm-up", action=argparse.BooleanOptionalAction, help="compile by a tiny run first (on a card: unless told not to)"
     )
-    of_run.add_argument("--bare", action="store_true", help="take no times inside iterations: the device is not waited for")
+    of_run.add_argument(
+        "--bare", action="store_true", help="take no times inside iterations, but of rendering: the device is not waited for"
+    )
     of_run.add_argument("--peak", action="store_true", help="measure the device's rate of products")
     of_run.add_argument("--profile", type=int, nargs="*", default=[], help="iterations to profile")
     of_run.add_argument("--json", type=Path, help="also write the figures there")
