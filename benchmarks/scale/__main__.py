@@ -70,12 +70,12 @@ def run(given: argparse.Namespace, *, scored: bool = True) -> Totals:
     with phases:
         for after in _iterations(task, seen, state, totals, begun):
             state = after
-    totals.take(phases)
+            totals.take(phases)
+            if given.state and not given.seconds:
+                _save(given, state, totals, device)
     totals.note_memory(device)
     if given.state:
-        with _timed(totals.aside, "save", device):
-            save_state(given.state, state)
-        save_totals(_beside(given.state), totals, identity(given))
+        _save(given, state, totals, device)
     peaks = _peaks(device, threads) if given.peak else {}
     print("\n" + table(totals, describe_device(device), peaks), flush=True)
     scores: Figures = {}
@@ -96,6 +96,12 @@ def _totals(given: argparse.Namespace) -> Totals:
     totals = load_totals(_beside(given.state), identity(given)) if earlier else Totals()
     totals.commands += 1
     return totals
+
+
+def _save(given: argparse.Namespace, state: State, totals: Totals, device: torch.device) -> None:
+    with _timed(totals.aside, "save", device):
+        save_state(given.state, state)
+    save_totals(_beside(given.state), totals, identity(given))
 
 
 def _beside(state: Path) -> Path:
