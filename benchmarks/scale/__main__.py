@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = options(arguments, __doc__ or "")
     if given.grow:
         sizes = grown(given)
-        print(growth_table(given.grow, sizes, [run(each) for each in sizes]))
+        print(growth_table(given.grow, sizes, [run(each, scored=False) for each in sizes]))
     else:
         run(given)
     return 0
 
 
-def run(given: argparse.Namespace) -> Totals:
+def run(given: argparse.Namespace, *, scored: bool = True) -> Totals:
     """Run the job, or its next part, and print its tables; returns what it has taken in all."""
     begun = time.perf_counter()
     device = choose_device(given.device)
@@ -65,21 +65,21 @@ def run(given: argparse.Namespace) -> Totals:
             task.warm_up()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    phases = Phases(device)
+    phases = Phases(device, only="render" if given.bare else None)
     seen, state = _begin(task, totals)
-    with nullcontext() if given.bare else phases:
+    with phases:
         for after in _iterations(task, seen, state, totals, begun):
             state = after
-    totals.take(phases)
+            totals.take(phases)
+            if given.state and not given.seconds:
+                _save(given, state, totals, device)
     totals.note_memory(device)
     if given.state:
-        with _timed(totals.aside, "save", device):
-            save_state(given.state, state)
-        save_totals(_beside(given.state), totals, identity(given))
+        _save(given, state, totals, device)
     peaks = _peaks(device, threads) if given.peak else {}
     print("\n" + table(totals, describe_device(device), peaks), flush=True)
     scores: Figures = {}
-    if state.iteration:
+    if state.iteration and scored:
         with _timed(totals.aside, "score", device):
             scores = accuracy.score(state, task.maps, task.particles, given.symmetry)
         told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -96,6 +96,12 @@ def _totals(given: argparse.Namespace) -> Totals:
     totals = load_totals(_beside(given.state), identity(given)) if earlier else Totals()
     totals.commands += 1
     return totals
+
+
+def _save(given: argparse.Namespace, state: State, totals: Totals, device: torch.device) -> None:
+    with _timed(totals.aside, "save", device):
+        save_state(given.state, state)
+    save_totals(_beside(given.state), totals, identity(given))
 
 
 def _beside(state: Path) -> Path:

@@ -18,7 +18,7 @@ def grown(given: argparse.Namespace) -> list[argparse.Namespace]:
         size = max(1, round(share * getattr(given, given.grow)))
         if given.grow == "box":
             size += size % 2
-        changed = {given.grow: size, "stop_after": given.stop_after or ITERATIONS, "state": None, "json": None}
+        changed = {given.grow: size, "stop_after": given.stop_after or ITERATIONS, "state": None, "json": None, "warm_up": True}
         if given.grow == "box":
             changed["pixel_size"] = given.pixel_size * given.box / size
         sizes.append(argparse.Namespace(**vars(given) | changed))

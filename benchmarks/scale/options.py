@@ -36,13 +36,17 @@ def options(arguments: Sequence[str] | None, description: str) -> argparse.Names
     of_job.add_argument("--stop-after", type=int, default=0, help="iterations to run, where fewer than the job would")
     of_run = parser.add_argument_group("the run")
     of_run.add_argument("--state", type=Path, help="write the job's state there, and go on from it where it is there already")
-    of_run.add_argument("--seconds", type=float, default=0.0, help="begin no iteration that may end later than this after the start")
+    of_run.add_argument(
+        "--seconds", type=float, default=0.0, help="begin no iteration that may end later; saved then alone"
+    )
     of_run.add_argument("--device", default="auto")
     of_run.add_argument("--threads", type=int, default=0)
     of_run.add_argument(
         "--warm-up", action=argparse.BooleanOptionalAction, help="compile by a tiny run first (on a card: unless told not to)"
     )
-    of_run.add_argument("--bare", action="store_true", help="take no times inside iterations: the device is not waited for")
+    of_run.add_argument(
+        "--bare", action="store_true", help="take no times inside iterations, but of rendering: the device is not waited for"
+    )
     of_run.add_argument("--peak", action="store_true", help="measure the device's rate of products")
     of_run.add_argument("--profile", type=int, nargs="*", default=[], help="iterations to profile")
     of_run.add_argument("--json", type=Path, help="also write the figures there")

@@ -65,20 +65,20 @@ UNITS = {each.phase: each.unit for each in WRAPPED if each.unit}
 
 
 class Phases:
-    """Wraps the functions for as long as it is entered.
+    """Wraps the functions for as long as it is entered: of all phases, or of one `only`.
 
     seconds: by phase, in the thread that made this. beside: by phase, in other threads, which work at the same time.
     amounts: bytes or operations by phase, of all threads.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, only: str | None = None) -> None:
+        self.device, self._wrapped = device, [each for each in WRAPPED if only in (None, each.phase)]
         self.seconds, self.beside, self.amounts = (defaultdict[str, float](float) for _ in range(3))
         self._thread, self._stacks = threading.get_ident(), defaultdict[int, list[float]](list)
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Phases:
-        for each in WRAPPED:
+        for each in self._wrapped:
             owner: Any = import_module(each.module)
             *outer, name = each.path.split(".")
             for part in outer:

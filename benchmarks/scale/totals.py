@@ -33,10 +33,11 @@ class Totals:
     memory: Figures = field(default_factory=dict)
 
     def take(self, phases: Phases) -> None:
-        """Add what `phases` has counted."""
+        """Add what `phases` has counted, which starts again from 0."""
         for own, new in ((self.phases, phases.seconds), (self.beside, phases.beside), (self.amounts, phases.amounts)):
             for name, value in new.items():
                 own[name] = own.get(name, 0.0) + value
+            new.clear()
 
     def note_memory(self, device: torch.device) -> None:
         """Take the peaks of this process in."""

@@ -153,6 +153,12 @@ def test_phases_wrap_what_there_is_and_leave_no_trace() -> None:
     assert phases.amounts == {"read": 2 * 16 * 4.0} and set(phases.seconds) == {"read"} and not phases.beside
 
 
+def test_a_bare_run_takes_the_time_of_rendering_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scale.accuracy.score", lambda *_: {})
+    totals = run(given("Refine3D", "--particles", "60", "--limit", "40", "--stop-after", "1", "--bare"))
+    assert set(totals.phases) == {"render"} and totals.job < totals.iterations + sum(totals.before.values())
+
+
 def test_growth_takes_quarters_and_keeps_the_field_of_view() -> None:
     sizes = grown(given("Refine3D", "--grow", "box"))
     assert [each.box for each in sizes] == [8, 16, 32] and {round(each.box * each.pixel_size, 3) for each in sizes} == {286.7}
