@@ -36,9 +36,7 @@ def options(arguments: Sequence[str] | None, description: str) -> argparse.Names
     of_job.add_argument("--stop-after", type=int, default=0, help="iterations to run, where fewer than the job would")
     of_run = parser.add_argument_group("the run")
     of_run.add_argument("--state", type=Path, help="write the job's state there, and go on from it where it is there already")
-    of_run.add_argument(
-        "--seconds", type=float, default=0.0, help="begin no iteration that may end later; saved then alone"
-    )
+    of_run.add_argument("--seconds", type=float, default=0.0, help="begin no iteration that may end later; saved then alone")
     of_run.add_argument("--device", default="auto")
     of_run.add_argument("--threads", type=int, default=0)
     of_run.add_argument(

@@ -21,6 +21,10 @@ def _bytes(_: tuple[Any, ...], images: torch.Tensor) -> float:
     return float(images.numel() * images.element_size())
 
 
+def _bytes_moved(arguments: tuple[Any, ...], images: torch.Tensor) -> float:
+    return _bytes(arguments, images) if arguments[0].device != images.device else 0.0
+
+
 def _coarse_products(arguments: tuple[Any, ...], _: Any) -> float:
     """Of the cross term alone: 2 · images · shifts · slices · reals."""
     all_of, batch, dense = arguments[:3]
@@ -44,7 +48,7 @@ WRAPPED = (
     Wrapped("scale.rendered", "RenderedParticles.read", "render"),
     Wrapped("verglas.particles.images", "ArrayImages.read", "read", _bytes, "GB/s"),
     Wrapped("verglas.particles.images", "StackImages.read", "read", _bytes, "GB/s"),
-    Wrapped("verglas.refine.observations", "to_device", "transfer", _bytes, "GB/s"),
+    Wrapped("verglas.refine.observations", "to_device", "transfer", _bytes_moved, "GB/s"),
     Wrapped("verglas.refine.observations", "images_ahead", "wait for images"),
     Wrapped("verglas.refine.observations", "Observations.batch", "transform"),
     Wrapped("verglas.refine.expectation", "_dense_slices", "slices"),

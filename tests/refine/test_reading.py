@@ -11,7 +11,7 @@ import torch
 
 from refine.sets import DIAMETER, particles, unknown
 from verglas.io.mrc import write_stack
-from verglas.particles import ParticleSet, StackImages
+from verglas.particles import ArrayImages, ParticleSet, StackImages
 from verglas.refine.expectation import Found, expect
 from verglas.refine.grids import SpaceGrid, shifts_within
 from verglas.refine.model import Model
@@ -106,3 +106,19 @@ def test_a_stack_that_goes_away_ends_the_pass(on_disk: tuple[ParticleSet, torch.
             got.append((rows.tolist(), images))
     assert [rows for rows, _ in got] == [list(range(20)), list(range(20, 40))]
     assert np.array_equal(got[1][1].numpy(), StackImages(table).read(np.arange(20, 40)).numpy())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_busy_card_gets_each_part_whole(dtype: torch.dtype) -> None:
+    """Copies run on a stream of their own: none may be read before it is there, or overwritten while it is still needed."""
+    images = torch.randn(640, 64, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    table = particles(60, BOX, PIXEL, 0.3)[1].subset(np.arange(640) % 60)
+    seen = Observations(table, ArrayImages(images, PIXEL), mask_diameter=DIAMETER, device="cuda")
+    square, sums = torch.randn(2048, 2048, device="cuda"), []
+    for _, read in seen.reading_ahead(torch.arange(640, device="cuda").split(64)):
+        for _ in range(20):
+            square @ square
+        assert read.is_cuda and read.dtype == dtype
+        sums.append(read.double().sum((1, 2)))
+    assert torch.allclose(torch.cat(sums).cpu(), images.double().sum((1, 2)), atol=1e-9)
