@@ -13,11 +13,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from verglas.compute.native import in_threads
 from verglas.errors import InputError
 from verglas.io.mrc_header import MrcHeader, read_header
 from verglas.io.mrc_images import read_images
 from verglas.particles.tables import ParticleSet
 
+_COPIES_AT_ONCE = 8
 _STACKS_AT_ONCE = 8  # a disk, and a file system that many disks serve, read several files faster than one
 
 
@@ -45,8 +47,7 @@ class ArrayImages:
 
     def read(self, indices: np.ndarray) -> torch.Tensor:
         """See `ImageSource.read`."""
-        out = room(len(indices), self.box, self._images.dtype)
-        return torch.index_select(self._images, 0, torch.as_tensor(indices, dtype=torch.long), out=out)
+        return _chosen(self._images, np.asarray(indices))
 
 
 class StackImages:
@@ -115,8 +116,21 @@ class KeptImages:
         if len(new):
             self._images[torch.from_numpy(new)] = self._source.read(new)
             self._kept[new] = True
-        out = room(len(indices), self.box, self._images.dtype)
-        return torch.index_select(self._images, 0, torch.from_numpy(indices), out=out)
+        return _chosen(self._images, indices)
+
+
+def _chosen(images: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
+    """A copy of images [n, box, box] in memory, made by several threads: torch takes one for large images."""
+    out = room(len(indices), images.shape[-1], images.dtype)
+
+    def part(thread: int, threads: int) -> None:
+        own = slice(*(len(indices) * number // threads for number in (thread, thread + 1)))
+        np.take(images.numpy(), indices[own], axis=0, out=out.numpy()[own], mode="clip")
+
+    if len(indices) and not 0 <= indices.min() <= indices.max() < len(images):
+        raise IndexError(f"images {indices.min()} to {indices.max()} of {len(images)}")
+    in_threads(part, min(torch.get_num_threads(), _COPIES_AT_ONCE))
+    return out
 
 
 def room(n: int, box: int, dtype: torch.dtype) -> torch.Tensor:

@@ -23,19 +23,21 @@ _PACKED: WeakKeyDictionary[Projector, tuple[torch.Tensor, torch.Tensor]] = WeakK
 def packed(projector: Projector) -> tuple[torch.Tensor, torch.Tensor]:
     """The projector's table in halves, a complex number in 32 bits, and what each map's numbers were divided by [m].
 
-    A map's largest number but that at the origin, which no slice pixel touches, becomes 2¹⁴, so that what is 10⁸ times weaker still has
-    11 bits. Half of the bytes: the table of a box of 128 px then fits the cache of a card.
+    A map's largest number becomes 2¹⁴, so that what is 10⁸ times weaker still has 11 bits; that at the origin does not count, which no
+    slice pixel touches where maps are padded. Half of the bytes: the table of a box of 128 px then fits the cache of a card.
     """
     if projector not in _PACKED:
         table = projector.table.flatten(1)
         stride_y, stride_z, _ = strides(projector.table.shape[1:-1])
         origin = 2 * projector.half_range * (stride_y + stride_z if projector.dims == 3 else stride_y)
-        around = [each.aminmax(dim=1) for each in (table[:, :origin], table[:, origin + 2 :])]
+        touched = projector.padding == 1
+        around = [each.aminmax(dim=1) for each in ((table,) if touched else (table[:, :origin], table[:, origin + 2 :]))]
         largest = torch.stack([value for low, high in around for value in (-low, high)]).amax(0)
         scales = torch.exp2(torch.ceil(torch.log2(largest.clamp(min=1e-30)) - 14))
         halves = torch.empty_like(table, dtype=torch.float16)
         torch.div(table, scales[:, None], out=halves)
-        halves[:, origin : origin + 2] = 0
+        if not touched:
+            halves[:, origin : origin + 2] = 0
         _PACKED[projector] = halves.view(torch.int32), scales
     return _PACKED[projector]
 
