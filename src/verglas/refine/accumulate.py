@@ -179,7 +179,7 @@ def add_noise(all_of: Pass, sums: Sums, batch: Batch, cross: torch.Tensor, energ
     seen, model = all_of.seen, all_of.model
     group, micrograph = seen.noise_group[batch.rows], seen.scale_group[batch.rows]
     sigma2 = model.sigma2[group]
-    cross_shell, energy_shell = (seen.shell_sum(values.double(), all_of.search.full) for values in (cross, energy))
+    cross_shell, energy_shell = (seen.shell_sum(values, all_of.search.full) for values in (cross, energy))
     residual = batch.power + sigma2 * (energy_shell - 2 * cross_shell)
     sums.residual.index_add_(0, group, residual)
     sums.images.index_add_(0, group, torch.ones(len(batch), dtype=torch.float64, device=group.device))

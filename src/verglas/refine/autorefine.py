@@ -38,7 +38,7 @@ from verglas.volume.slices import pixel_list
 _WITHOUT_GAIN, _WITHOUT_CHANGES = 1, 1  # iterations that end a sampling
 _CHANGE_COUNTS = 1.03  # changes must shrink by this factor to count as smaller
 _FINEST_ORDER = 7
-_FIT_BELOW = 2.5  # fine steps below this many expected errors: from there on poses are fitted, not searched
+_FIT_BELOW = 4.0  # fine steps below this many expected errors: from there on poses are fitted, not searched
 _SETTLED = 0.25  # of the expected error: poses that change by less have settled
 _MUCH_BEYOND = 0.25  # of Nyquist: added when the FSC at the limit is still this high
 _HIGH_FSC, _SHARP = 0.2, 0.1

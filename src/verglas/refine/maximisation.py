@@ -36,7 +36,7 @@ def first_noise(seen: Observations, power: torch.Tensor, mean: torch.Tensor, gro
     pixels = seen.pixels_of_shell.double().clamp(min=1)
     counts = torch.bincount(group, minlength=seen.noise_groups)
     total = torch.zeros(seen.noise_groups, seen.shells, dtype=torch.float64, device=power.device).index_add_(0, group, power)
-    of_mean = seen.shell_sum(mean.abs().square().double(), seen.all_pixels)
+    of_mean = seen.shell_sum(mean.abs().square(), seen.all_pixels)
     count = counts[:, None].double()
     noise = (total - count * of_mean) / (count - 1).clamp(min=1)  # the mean holds an n-th of the noise
     noise = torch.where(count > 1, noise, torch.where(count == 1, total, power.mean(0))) / (2 * pixels)

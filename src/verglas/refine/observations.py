@@ -127,30 +127,30 @@ class Observations:
         `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched). `read`: see `images`.
         """
         images = self.images(rows, assignments, read)
-        masked, unmasked = rfft_centred(images * self.mask), rfft_centred(images)
-        power = self._shell_power(masked)
-        whiten = sigma2.rsqrt().to(masked.real.dtype)[self.noise_group[rows]][:, pixels.shell] * pixels.valid
-        factor: torch.Tensor = whiten
+        masked, unmasked = (torch.fft.rfft2(each).flatten(1) for each in (images * self.mask, images))
+        everywhere = masked[:, self.all_pixels.index]
+        power = self.shell_sum(everywhere.real.square() + everywhere.imag.square(), self.all_pixels)
+        whiten = sigma2.rsqrt().float()[self.noise_group[rows]][:, pixels.shell] * pixels.valid
+        factor: torch.Tensor = whiten * _centring(pixels)
         undo = self._undo_aberrations(rows, pixels)
         if undo is not None:
             factor = factor * undo
         if exact_origins:
             factor = factor * shift_factors(pixels, assignments.part_shifts(rows, self.pixel_size))
         scale = assignments.scale[self.scale_group[rows]].to(whiten)[:, None]
-        return Batch(rows, pixels.pack(masked) * factor, pixels.pack(unmasked) * factor, self._ctf_of(rows, pixels) * whiten * scale, power)
+        masked, unmasked = (each[:, pixels.index] * factor for each in (masked, unmasked))
+        return Batch(rows, masked, unmasked, self._ctf_of(rows, pixels) * whiten * scale, power)
 
     def power_spectra(self, rows: torch.Tensor, assignments: Assignments) -> tuple[torch.Tensor, torch.Tensor]:
         """Σ|X|² in each shell [b, shells] of the masked images, and their transforms [b, all pixels]."""
         spectrum = self.all_pixels.pack(rfft_centred(self.images(rows, assignments) * self.mask))
-        return self.shell_sum(spectrum.abs().square().double(), self.all_pixels), spectrum
+        return self.shell_sum(spectrum.abs().square(), self.all_pixels), spectrum
 
     def shell_sum(self, values: torch.Tensor, pixels: Pixels) -> torch.Tensor:
-        """Σ over the pixels of each shell: [..., k] → [..., shells]."""
-        out = values.new_zeros(*values.shape[:-1], self.shells)
-        return out.index_add_(-1, pixels.shell, values * pixels.valid.to(values))
-
-    def _shell_power(self, transform: torch.Tensor) -> torch.Tensor:
-        return self.shell_sum(self.all_pixels.pack(transform).abs().square().double(), self.all_pixels)
+        """Σ over the pixels of each shell: [..., k] → float64 [..., shells]; the list is sorted by shell, so sums are differences."""
+        running = torch.nn.functional.pad(torch.cumsum(values[..., : pixels.count], -1, dtype=torch.float64), (1, 0))
+        shells = torch.arange(self.shells + 1, device=values.device)
+        return running[..., torch.searchsorted(pixels.shell[: pixels.count], shells)].diff(dim=-1)
 
     def _frequencies(self, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
         extent = self.box * self.pixel_size
@@ -174,6 +174,13 @@ class Observations:
         lens = {name: self._ctf[name][rows] for name in ("voltage", "spherical_aberration")}
         kx, ky = self._frequencies(pixels)
         return aberration_phase(kx, ky, **lens, **per_row).conj()
+
+
+def _centring(pixels: Pixels) -> torch.Tensor:
+    """What makes the transform of an image about its first pixel that about its middle, N // 2 [k]: signs, for an odd N phases."""
+    if pixels.box % 2 == 0:
+        return 1.0 - 2.0 * ((pixels.kx + pixels.ky) % 2)
+    return shift_factors(pixels, pixels.kx.new_full((2,), -(pixels.box // 2)))
 
 
 def shift_factors(pixels: Pixels, shifts: torch.Tensor) -> torch.Tensor:
