@@ -185,9 +185,9 @@ def _centring(pixels: Pixels) -> torch.Tensor:
 
 def shift_factors(pixels: Pixels, shifts: torch.Tensor) -> torch.Tensor:
     """Phase factors [..., k], complex64, that move images by `shifts` [..., 2] pixels (x, y)."""
-    turns = (shifts[..., :1] * pixels.kx + shifts[..., 1:] * pixels.ky) / pixels.box
-    phase = -2 * torch.pi * (turns - turns.round())
-    return torch.polar(torch.ones_like(phase), phase)
+    turn = -2 * torch.pi / pixels.box * shifts
+    phase = torch.addcmul(turn[..., :1] * pixels.kx, turn[..., 1:], pixels.ky)
+    return torch.complex(phase.cos(), phase.sin())  # torch.polar takes twice as long on a CPU
 
 
 def rolled(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
