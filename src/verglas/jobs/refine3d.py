@@ -94,7 +94,7 @@ def run(job: Job) -> Items:
         reference = read_reference(job.inputs["reference"], ready.seen)
         mask = read_mask(job.inputs["mask"], ready.seen)
     if job.ranks.first:
-        check_symmetry(job, reference, params.symmetry)
+        check_symmetry(job, [reference], params.symmetry, ready.seen)
     settings = engine_settings(
         params,
         ready.device,
