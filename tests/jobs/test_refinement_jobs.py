@@ -159,6 +159,14 @@ def test_a_group_nobody_knows(project: Path) -> None:
         refine3d.JOB.validate(make_job(refine3d.JOB, REFINE3D | {"symmetry": "D2x"}, inputs(), Path("job")))
 
 
+def test_local_searches_need_angles(project: Path) -> None:
+    with pytest.raises(InputError, match=r"has no angles \(rot, tilt, psi\) to search about from order 3 on"):
+        refine3d.JOB.validate(make_job(refine3d.JOB, REFINE3D | {"healpix_order": 3}, inputs(), Path("job")))
+    for own in ({"local_search_sigma": 5.0}, {"skip_align": True}):
+        with pytest.raises(InputError, match="has no angles"):
+            class3d.JOB.validate(make_job(class3d.JOB, CLASS3D | own, inputs(reference=[Path("truth.mrc")]), Path("job")))
+
+
 def test_no_ctf_is_refused_unless_it_is_not_wanted(project: Path) -> None:
     table = read_particles("particles.star")
     write_particles("particles.star", table.with_columns(defocus_u=None, defocus_v=None))

@@ -11,7 +11,7 @@ from refine.sets import DIAMETER, errors, particles, seen, two_states, unknown
 from verglas.optics.aberrations import aberration_phase
 from verglas.optics.ctf import ctf
 from verglas.particles import ctf_parameters
-from verglas.refine.assignments import from_particles
+from verglas.refine.assignments import from_particles, split_halves
 from verglas.refine.autorefine import refine
 from verglas.refine.classify import classify
 from verglas.refine.expectation import expect
@@ -111,6 +111,36 @@ def test_local_searches_begin_at_the_given_angles() -> None:
     operators = symmetry_operators("D2")
     moved = torch.stack([rotation_distance(state.assignments.matrices.double(), off @ g) for g in operators]).amin(0)
     assert moved.median() > 0.5 and moved.max() < 2 * (3 * 4.0) * 2**0.5  # in direction and in the plane, in each of two iterations
+
+
+def test_a_refinement_that_begins_finely_begins_at_the_given_angles() -> None:
+    """As RELION's with an order from that of local searches on; one that begins coarsely takes no notice of them."""
+    images, table, truth = particles(120, BOX, PIXEL, 1.0)
+    true = from_particles(table, 1).matrices.double()
+    axes = torch.randn(120, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    off = torch.stack([axis_rotation(axis, 70.0 if number < 12 else 5.0) for number, axis in enumerate(axes)]) @ true
+    angles = matrix_to_euler(off).numpy()
+    view = seen(images, table.with_columns(rot=angles[:, 0], tilt=angles[:, 1], psi=angles[:, 2]))
+    half = split_halves(table, 1)[0]
+    for order, local in ((3, True), (1, False)):
+        settings = Settings(
+            dims=3,
+            mask_diameter=DIAMETER,
+            symmetry="D2",
+            ini_high=20.0,
+            iterations=2,
+            healpix_order=order,
+            local_order=3,
+            offset_step_px=1.0,
+        )
+        start = first_state(view, from_particles(view.particles, len(view.micrographs), half), truth[None], settings)
+        assert start.sampling.local_sigma == (7.5 if local else None)
+        state = next(refine(view, start, settings))
+        moved = torch.stack([rotation_distance(state.assignments.matrices.double(), off @ g) for g in symmetry_operators("D2")]).amin(0)
+        assert (moved < 3 * 7.5 * 2**0.5 + 4).all() == local
+        errors_now = errors(state.assignments, table, "D2").degrees
+        assert np.median(errors_now[12:]) < (5.0 if local else 16.0)
+        assert (np.median(errors_now[:12]) > 30.0) == local, "what is far from the truth is found by a search everywhere alone"
 
 
 def test_strengths_of_particles_and_micrographs_are_found() -> None:

@@ -42,6 +42,11 @@ class Settings:
     half_precision: bool = False
     seed: int = 1
 
+    @property
+    def begins_locally(self) -> bool:
+        """Whether automatic refinement searches about the given poses from its first iteration on."""
+        return self.healpix_order >= self.local_order
+
     def shell_limit(self, box: int, pixel_size: float) -> int:
         """The last shell that may be used: just below Nyquist, or that of `limit_resolution`."""
         nyquist = (box - 1) // 2
