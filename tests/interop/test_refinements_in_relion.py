@@ -28,10 +28,10 @@ COMMON = {"mask_diameter": DIAMETER, "threads": 1, "offset_range": 3.0}
 SPACE = {"symmetry": "D2", "ini_high": 40.0, "healpix_order": 2}
 RUNS: dict[str, tuple[JobType, dict[str, Any]]] = {
     "Class2D": (class2d.JOB, {"classes": 2, "iterations": 3}),
-    "Class3D": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 2}),
-    "Class3D about given angles": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 2, "local_search_sigma": 5.0}),
+    "Class3D": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 3}),
+    "Class3D about given angles": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 3, "local_search_sigma": 5.0}),
     "Class3D without alignment": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 4, "skip_align": True}),
-    "Refine3D": (refine3d.JOB, {**SPACE, "iterations": 3, "local_search_order": 3}),
+    "Refine3D": (refine3d.JOB, {**SPACE, "iterations": 4, "local_search_order": 3}),
 }
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
@@ -56,7 +56,7 @@ def continued(request: pytest.FixtureRequest, work: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(work)
     declared, own = RUNS[request.param]
     ours, theirs = Path(request.param.replace(" ", "_")), Path(request.param.replace(" ", "_") + "_on")
-    last = own["iterations"] if declared is not refine3d.JOB else 2
+    last = own["iterations"] if declared is not refine3d.JOB else 3
     if not theirs.exists():
         posed = own.get("skip_align") or own.get("local_search_sigma")
         inputs: dict[str, Any] = {"particles": Path("posed.star" if posed else "particles.star")}

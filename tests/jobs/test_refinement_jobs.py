@@ -16,8 +16,8 @@ from helpers import make_job, run_job
 from refine.sets import DIAMETER, particles
 from verglas.errors import InputError
 from verglas.io.mrc import read_map, read_stack, write_map, write_stack
-from verglas.io.star import read_star
-from verglas.jobs import class2d, class3d, refine3d
+from verglas.io.star import read_star, write_star
+from verglas.jobs import class2d, class3d, refine3d, refinement
 from verglas.jobs.declaration import JobType
 from verglas.particles import ParticleSet, read_particles, write_particles
 from verglas.particles.tables import OpticsGroups
@@ -159,6 +159,14 @@ def test_a_group_nobody_knows(project: Path) -> None:
         refine3d.JOB.validate(make_job(refine3d.JOB, REFINE3D | {"symmetry": "D2x"}, inputs(), Path("job")))
 
 
+def test_local_searches_need_angles(project: Path) -> None:
+    with pytest.raises(InputError, match=r"has no angles \(rot, tilt, psi\) to search about from order 3 on"):
+        refine3d.JOB.validate(make_job(refine3d.JOB, REFINE3D | {"healpix_order": 3}, inputs(), Path("job")))
+    for own in ({"local_search_sigma": 5.0}, {"skip_align": True}):
+        with pytest.raises(InputError, match="has no angles"):
+            class3d.JOB.validate(make_job(class3d.JOB, CLASS3D | own, inputs(reference=[Path("truth.mrc")]), Path("job")))
+
+
 def test_no_ctf_is_refused_unless_it_is_not_wanted(project: Path) -> None:
     table = read_particles("particles.star")
     write_particles("particles.star", table.with_columns(defocus_u=None, defocus_v=None))
@@ -176,15 +184,73 @@ def test_mixed_boxes_are_refused(project: Path) -> None:
         refine3d.JOB.validate(make_job(refine3d.JOB, REFINE3D, inputs(), Path("job")))
 
 
-def test_a_reference_off_its_axes_is_said(project: Path) -> None:
+def test_a_reference_off_its_axes_is_said_and_turned(project: Path) -> None:
+    """Every one of them; the map that is left beside the result is on its axes, and a map of another symmetry is told as that."""
+    from verglas.volume.fsc import fsc
     from verglas.volume.resample import rotate_map
     from verglas.volume.rotations import euler_to_matrix
+    from verglas.volume.symmetry import symmetry_misfit
+    from volume.maps_for_tests import chain
 
-    turned = rotate_map(torch.from_numpy(read_map("truth.mrc")[0]), euler_to_matrix(torch.tensor([20.0, 30.0, 10.0])))
-    write_map("turned.mrc", turned.numpy(), PIXEL)
+    truth = torch.from_numpy(read_map("truth.mrc")[0])
+    write_map("turned.mrc", rotate_map(truth, euler_to_matrix(torch.tensor([20.0, 30.0, 10.0]))).numpy(), PIXEL)
     job = make_job(refine3d.JOB, REFINE3D | {"iterations": 2}, inputs(reference=Path("turned.mrc")), Path("job"))
     refine3d.JOB.run(job)
-    assert any("not symmetric under D2" in warning for warning in job.warned)
+    [warning] = [warning for warning in job.warned if "not symmetric under D2" in warning]
+    assert "begin again with job/reference1_on_axes.mrc" in warning
+    mended = torch.from_numpy(read_map("job/reference1_on_axes.mrc")[0])
+    assert symmetry_misfit(mended, "D2", 5) < 0.1
+    assert (
+        run_job(refine3d.JOB, REFINE3D | {"iterations": 2}, inputs(reference=Path("job/reference1_on_axes.mrc")), Path("again")).failed == 0
+    )
+    assert (fsc(torch.from_numpy(read_map("again/run_class001.mrc")[0]), mended)[1:6] > 0.9).all()
+
+    write_map("lopsided.mrc", chain(BOX, PIXEL, seed=2, radius=50.0).numpy(), PIXEL)
+    both = inputs(reference=[Path("truth.mrc"), Path("lopsided.mrc")])
+    job = make_job(class3d.JOB, CLASS3D | {"iterations": 1}, both, Path("two"))
+    class3d.JOB.run(job)
+    [warning] = [warning for warning in job.warned if "not symmetric under D2" in warning]
+    assert warning.startswith("reference 2 ") and "is that its symmetry?" in warning
+
+
+def test_references_named_by_a_table(project: Path) -> None:
+    """As RELION takes them, one a class; a table without maps, or with one that is not there, is said before work."""
+    write_map("other.mrc", np.ascontiguousarray(read_map("truth.mrc")[0][::-1]), PIXEL)
+    write_star("references.star", {"": pd.DataFrame({"rlnReferenceImage": ["truth.mrc", "other.mrc"]})})
+    given = {"particles": Path("particles.star")}
+    by_table = run_job(class3d.JOB, CLASS3D | {"iterations": 1}, given | {"reference": [Path("references.star")]}, Path("by_table"))
+    named = run_job(class3d.JOB, CLASS3D | {"iterations": 1}, given | {"reference": [Path("truth.mrc"), Path("other.mrc")]}, Path("named"))
+    assert by_table.done == named.done == COUNT
+    for number in (1, 2):
+        maps = [read_map(f"{folder}/run_it001_class{number:03d}.mrc")[0] for folder in ("by_table", "named")]
+        assert np.array_equal(*maps)
+    write_star("wrong.star", {"": pd.DataFrame({"rlnReferenceImage": ["truth.mrc", "nowhere.mrc"]})})
+    for table, match in (("wrong.star", "nowhere.mrc is not there"), ("particles.star", "names no maps")):
+        with pytest.raises(InputError, match=match):
+            class3d.JOB.validate(make_job(class3d.JOB, CLASS3D, given | {"reference": [Path(table)]}, Path("job")))
+
+
+def test_a_class_that_dies_is_said(project: Path) -> None:
+    job = make_job(class3d.JOB, CLASS3D | {"classes": 4}, inputs(), Path("job"))
+    refinement.say_empty_classes(job, torch.tensor([0, 2, 2, 0]), 4)
+    assert job.warned == ["no particle is in class 2, 4: fewer classes would do"]
+    refinement.say_empty_classes(job, torch.tensor([0, 2, 1, 3]), 4)
+    assert len(job.warned) == 1
+
+
+def test_a_class_of_nothing_dies_and_has_its_files(project: Path) -> None:
+    """One of two maps shows what no particle does: after some iterations all are with the other, and it is said."""
+    write_set(project, snr=5.0)
+    place = np.arange(BOX) - BOX // 2
+    shell = np.hypot(np.hypot(place[:, None, None], place[:, None]), place)
+    write_map("wall.mrc", ((shell > 7) & (shell < 9)).astype(np.float32), PIXEL)
+    given = {"particles": Path("particles.star"), "reference": [Path("truth.mrc"), Path("wall.mrc")]}
+    job = make_job(class3d.JOB, CLASS3D | {"iterations": 4, "tau2_fudge": 1.0}, given, Path("job"))
+    class3d.JOB.run(job)
+    counts = np.bincount(read_particles("job/run_it004_data.star").column("class_number"), minlength=3)[1:]
+    assert counts.tolist() == [COUNT, 0]
+    assert any("no particle is in class 2" in warning for warning in job.warned)
+    assert read_map("job/run_it004_class002.mrc")[0].shape == (BOX, BOX, BOX)
 
 
 def test_the_reference_comes_onto_the_particles_grid(project: Path) -> None:

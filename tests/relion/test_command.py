@@ -142,6 +142,25 @@ def test_what_relion_cannot_express_is_named(name: str, params: dict[str, Any], 
     assert str(why_not(job_type(name), job_type(name).params(**needed, **params), inputs)) == str(caught.value)
 
 
+@pytest.mark.relion
+def test_a_folder_with_the_groups_name_hides_the_group_from_relion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RELION takes it for a list of operators and goes on without any: a map without its symmetry, and not a word."""
+    monkeypatch.chdir(tmp_path)
+    words = ["relion_refine", "--print_symmetry_ops", "--sym", "D2", "--i", "a", "--o", "b"]
+
+    def operators() -> int:
+        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        found = re.search(r"following (\d+) transformation", said)
+        assert found, said
+        return int(found[1])
+
+    assert operators() == 4
+    Path("D2").mkdir()
+    assert operators() == 1
+    with pytest.raises(InputError, match=r"--symmetry: RELION reads what is called D2 here"):
+        command("Refine3D", {"mask_diameter": 100.0, "symmetry": "D2"}, {})
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - set(PROGRAMS)))
 def test_types_without_a_program(name: str) -> None:
     with pytest.raises(InputError, match=rf"no program for {name}\. It carries out Class2D, InitialModel, .*PostProcess"):

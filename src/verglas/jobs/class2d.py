@@ -73,7 +73,7 @@ def run(job: Job) -> Items:
 
     state = iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, params.iterations)
     if job.ranks.first:
-        say_empty_classes(job, state)
+        say_empty_classes(job, state.assignments.classes, params.classes)
         _draw(job, state.history, params)
     return ready.items
 

@@ -18,6 +18,7 @@ from verglas.jobs.refinement import (
     prepare,
     read_mask,
     read_reference,
+    reference_files,
     say_empty_classes,
 )
 
@@ -76,7 +77,7 @@ def validate(job: Job) -> None:
     """The particles can be classified, the group is known, and there are references for the classes."""
     from verglas.volume.symmetry import group_name
 
-    params, references = job.params, job.inputs["reference"]
+    params, references = job.params, reference_files(job.inputs["reference"])
     group_name(params.symmetry)
     particles = check_particles(job, 2 * params.classes)
     if len(references) not in (1, params.classes):
@@ -95,10 +96,10 @@ def run(job: Job) -> Items:
     params = job.params
     with job.phase("read"):
         ready = prepare(job, 2 * params.classes)
-        references = [read_reference(path, ready.seen) for path in job.inputs["reference"]]
+        references = [read_reference(path, ready.seen) for path in reference_files(job.inputs["reference"])]
         mask = read_mask(job.inputs["mask"], ready.seen)
     if job.ranks.first:
-        check_symmetry(job, references[0], params.symmetry)
+        check_symmetry(job, references, params.symmetry, ready.seen)
     settings = engine_settings(
         params,
         ready.device,
@@ -123,7 +124,7 @@ def run(job: Job) -> Items:
         params.iterations,
     )
     if job.ranks.first:
-        say_empty_classes(job, state)
+        say_empty_classes(job, state.assignments.classes, params.classes)
         _draw(job, state)
     return ready.items
 
@@ -216,7 +217,7 @@ JOB = JobType(
     params=Params,
     inputs=(
         InputSpec("particles", NodeType.PARTICLES, "Particles to sort", flag="--i"),
-        InputSpec("reference", NodeType.MAP, "Map to start from; one for all classes or one each", many=True, flag="--ref"),
+        InputSpec("reference", NodeType.MAP, "Map to start from; for all classes, one each, or a STAR of them", many=True, flag="--ref"),
         InputSpec("mask", NodeType.MASK, "Mask that the references are multiplied by", required=False, flag="--solvent_mask"),
     ),
     outputs=outputs,

@@ -10,7 +10,7 @@ from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
 from verglas.jobs.initialmodel_files import stem, write_particles_of, write_starts, write_state
 from verglas.jobs.initialmodel_starts import Start, agreement, largest_class, run_start, symmetrised_start
-from verglas.jobs.refinement import check_one_grid, check_ranks, take_device
+from verglas.jobs.refinement import check_one_grid, check_ranks, say_empty_classes, take_device
 
 if TYPE_CHECKING:
     from verglas.particles import ParticleSet
@@ -116,6 +116,7 @@ def run(job: Job) -> Items:
         with job.phase("write"):
             _write(job, best, starts, agreed)
             write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, rows, found)
+        say_empty_classes(job, found.classes, params.classes)
     return items
 
 

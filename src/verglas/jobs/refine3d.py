@@ -36,7 +36,7 @@ class Params(EngineParams):
     )
     healpix_order: int = param(
         2,
-        "First angular step 60°/2^order, halved by oversampling: 2 is 15°",
+        "First angular step 60°/2^order, halved by oversampling: 2 is 15°; from the order of local searches on, about the given angles",
         label="Initial angular sampling:",
         flag="--healpix_order",
         ge=0,
@@ -77,8 +77,16 @@ def validate(job: Job) -> None:
     from verglas.errors import InputError
     from verglas.volume.symmetry import group_name
 
-    group_name(job.params.symmetry)
-    check_particles(job, _LEAST_PARTICLES)
+    params = job.params
+    group_name(params.symmetry)
+    particles = check_particles(job, _LEAST_PARTICLES)
+    missing = [name for name in ("rot", "tilt", "psi") if name not in particles]
+    if params.healpix_order >= params.local_search_order and missing:
+        raise InputError(
+            job.inputs["particles"],
+            f"has no angles ({', '.join(missing)}) to search about from order {params.healpix_order} on",
+            "Refine them first, or give a smaller --healpix-order",
+        )
     if job.params.solvent_correct_fsc and job.inputs["mask"] is None:
         raise InputError("--solvent-correct-fsc", "needs a mask", "Give --mask, or leave it out")
 
@@ -94,7 +102,7 @@ def run(job: Job) -> Items:
         reference = read_reference(job.inputs["reference"], ready.seen)
         mask = read_mask(job.inputs["mask"], ready.seen)
     if job.ranks.first:
-        check_symmetry(job, reference, params.symmetry)
+        check_symmetry(job, [reference], params.symmetry, ready.seen)
     settings = engine_settings(
         params,
         ready.device,

@@ -214,17 +214,50 @@ def read_mask(path: Path | None, seen: Observations) -> torch.Tensor | None:
     return torch.from_numpy(mask).to(seen.device)
 
 
-def check_symmetry(job: Job, reference: torch.Tensor, symmetry: str) -> None:
-    """Say so when the reference does not have the symmetry about RELION's axes: halves would agree and both be wrong."""
+def reference_files(given: list[Path]) -> list[Path]:
+    """The maps that are given, those of a STAR table (`rlnReferenceImage`) in its place. Raises InputError for a table without them."""
+    from verglas.io.star import read_star
+
+    found: list[Path] = []
+    for path in given:
+        if path.suffix != ".star":
+            found.append(path)
+            continue
+        tables = [table for table in read_star(path).values() if "rlnReferenceImage" in table]
+        if not tables:
+            raise InputError(path, "names no maps in a column rlnReferenceImage", "Give maps, or a table with that column")
+        found += [Path(str(name)) for name in tables[0]["rlnReferenceImage"]]
+    for path in found:
+        if not path.exists():
+            raise InputError("--reference", f"{path} is not there", f"Paths are relative to {Path.cwd()}")
+    return found
+
+
+def check_symmetry(job: Job, references: list[torch.Tensor], symmetry: str, seen: Observations) -> None:
+    """Say so when a reference does not have the symmetry about RELION's axes: halves would agree and both be wrong.
+
+    Where its axes are found elsewhere, the map turned to them is left in the job's folder, and said.
+    """
+    from verglas.io.mrc import write_map
+    from verglas.volume.axes import find_axes
     from verglas.volume.symmetry import symmetry_misfit
 
-    misfit = symmetry_misfit(reference, symmetry, shells=max(3, reference.shape[-1] // 6))
-    job.record["symmetry_misfit"] = misfit
-    if misfit > _MISFIT:
-        job.warn(
-            f"the reference is not symmetric under {symmetry} about RELION's axes (misfit {misfit:.2f}): turn it to its axes first, "
-            "or the map will be wrong though its halves agree"
-        )
+    shells = max(3, seen.box // 6)
+    misfits = [symmetry_misfit(reference, symmetry, shells) for reference in references]
+    job.record["symmetry_misfit"] = max(misfits)
+    for number, (reference, misfit) in enumerate(zip(references, misfits), start=1):
+        if misfit <= _MISFIT:
+            continue
+        which = f"reference {number}" if len(references) > 1 else "the reference"
+        said = f"{which} is not symmetric under {symmetry} about RELION's axes (misfit {misfit:.2f})"
+        turned = find_axes(reference, symmetry, radius=job.params.mask_diameter / 2 / seen.pixel_size, max_shell=shells).apply(reference)
+        if symmetry_misfit(turned, symmetry, shells) <= _MISFIT:
+            path = job.out / f"reference{number}_on_axes.mrc"
+            write_map(path, turned.numpy(), seen.pixel_size)
+            said += f": begin again with {path}, where it is turned to its axes"
+        else:
+            said += ", nor about any others: is that its symmetry?"
+        job.warn(f"{said}; the map will be wrong though its halves agree")
 
 
 def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]], start: Callable[[], State], total: int | None) -> State:
@@ -291,9 +324,8 @@ def engine_settings(params: EngineParams, device: torch.device, **own: Any) -> S
     )
 
 
-def say_empty_classes(job: Job, state: State) -> None:
-    """Name the classes that no particle belongs to."""
-    counts = [int((state.assignments.classes == k).sum()) for k in range(state.models[0].classes)]
-    empty = [str(k + 1) for k, count in enumerate(counts) if count == 0]
+def say_empty_classes(job: Job, found: torch.Tensor, classes: int) -> None:
+    """Name the classes, of so many, that no particle belongs to; `found` int64 [n], from 0."""
+    empty = [str(k + 1) for k in range(classes) if not (found == k).any()]
     if empty:
         job.warn(f"no particle is in class {', '.join(empty)}: fewer classes would do")

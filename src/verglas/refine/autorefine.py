@@ -23,6 +23,7 @@ from verglas.refine.iteration import (
     new_statistics,
     settle_strengths,
     shared,
+    strengths_known,
     take_in,
 )
 from verglas.refine.maximisation import flattened, half_map_fsc, joined_low, shell_weights, ssnr_of_fsc, tau2_of_ssnr
@@ -74,7 +75,7 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
         with ranks.waited_for():
             if state.sampling.fit:
                 state.sampling.fit = "last"  # a search finds each pose once; from then on it is followed
-            _maximise(state, rows, parts, before, seen, settings, mask, score_shell, last)
+            _maximise(state, rows, parts, before, seen, strengths_known(settings, search), mask, score_shell, last)
             state.iteration += 1
             _judge(state, before, seen, settings, search.symmetry, score_shell, last)
             state.history.append(_figures(state, seen, score_shell))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from verglas.compute.ranks import ALONE, Ranks
+from verglas.refine.accuracy import expected_errors
 from verglas.refine.iteration import (
     SHELLS_AHEAD,
     build_search,
@@ -21,6 +22,7 @@ from verglas.refine.iteration import (
     new_statistics,
     settle_strengths,
     shared,
+    strengths_known,
     take_in,
 )
 from verglas.refine.maximisation import class_maps, flattened, noise_free_power, shell_weights
@@ -29,6 +31,7 @@ from verglas.refine.observations import Observations
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
 from verglas.volume.reconstruct import symmetrise
+from verglas.volume.slices import pixel_list
 
 _LEAST_CLASS = 1e-6  # share of the particles below which a class is empty
 _EMPTY = 0.1  # share of a class, in even shares, below which it counts as empty
@@ -51,7 +54,7 @@ def classify(
 def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None, ranks: Ranks = ALONE) -> State:
     """The state after one more iteration; `state` itself is left as it is."""
     first = state.iteration == 0
-    correlation = first and settings.dims == 3 and not settings.absolute_greyscale and settings.align
+    correlation = first and settings.dims == 3 and not settings.absolute_greyscale
     limit = settings.shell_limit(seen.box, seen.pixel_size)
     search = build_search(state, settings, seen, min(limit, state.progress.resolution_shell + SHELLS_AHEAD), correlation=correlation)
     before, state = state.assignments, copied(state)
@@ -62,14 +65,18 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
     parts = compare(ranks, seen, [rows], before, [model], search, bound)
     if ranks.first:
         with ranks.waited_for():
-            [(sums, found)] = parts
-            take_in(state, rows, found, settings, before)
-            settle_strengths(state.assignments, [sums], settings)
-            _maximise(state, model, sums, seen, settings, mask, fresh=correlation)
+            [(sums, found)], told = parts, strengths_known(settings, search)
+            take_in(state, rows, found, told, before)
+            settle_strengths(state.assignments, [sums], told)
+            _maximise(state, model, sums, seen, told, mask, fresh=correlation)
             progress = state.progress
             progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)
             state.iteration += 1
             progress.finished = state.iteration >= settings.iterations
+            if progress.finished:
+                pixels = pixel_list(seen.box, min(limit, progress.resolution_shell + SHELLS_AHEAD), device=seen.device)
+                errors = expected_errors(seen, rows, state.assignments, model, pixels, settings.padding)
+                progress.accuracy_rotation, progress.accuracy_offset = errors
             state.history.append(_figures(state, seen, int(search.score.shell.max())))
     return shared(ranks, state)
 

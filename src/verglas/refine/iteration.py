@@ -105,6 +105,14 @@ def shared(ranks: Ranks, state: S) -> S:
     return state if ranks.first else told
 
 
+def strengths_known(settings: Settings, search: Search) -> Settings:
+    """The settings by which an iteration's sums are taken in.
+
+    By cross-correlation the references may have any grey values: they say nothing of the images' strengths and noise, which stay.
+    """
+    return replace(settings, correct_norm=False, correct_scale=False, fix_noise=True) if search.correlation else settings
+
+
 def take_in(state: State, rows: torch.Tensor, found: Found, settings: Settings, before: Assignments) -> None:
     """Write what was found for the particles `rows` into the assignments (in place), and nothing else."""
     own = state.assignments
@@ -131,7 +139,8 @@ def settle_strengths(assignments: Assignments, sums: list[Sums], settings: Setti
 
 def new_statistics(model: Model, sums: Sums, seen: Observations, settings: Settings) -> None:
     """Noise, class weights and spread of offsets from the sums, in place."""
-    model.sigma2 = new_noise(sums, seen, model.sigma2)
+    if not settings.fix_noise:
+        model.sigma2 = new_noise(sums, seen, model.sigma2)
     total = sums.class_weight.sum()
     model.class_weight = sums.class_weight / total
     if settings.align:

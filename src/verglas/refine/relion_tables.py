@@ -233,6 +233,7 @@ def optimiser_table(
         "rlnDoCorrectScale": int(settings.correct_scale),
         "rlnDoCorrectCtf": int(settings.correct_ctf),
         "rlnDoIgnoreCtfUntilFirstPeak": int(settings.ctf_intact_first_peak),
+        "rlnFixSigmaNoiseEstimates": int(settings.fix_noise),
         **_NOT_OURS,
     }
 
@@ -277,7 +278,6 @@ _NOT_OURS = {
     "rlnCtfDataArePhaseFlipped": 0,
     "rlnDoOnlyFlipCtfPhases": 0,
     "rlnRefsAreCtfCorrected": 1,
-    "rlnFixSigmaNoiseEstimates": 0,
     "rlnFixSigmaOffsetEstimates": 0,
     "rlnMaxNumberOfPooledParticles": 30,
 }

@@ -12,7 +12,7 @@ class Settings:
     iterations: of a classification; the most that automatic refinement may take. limit_resolution: nothing finer is compared or
     summed. local_sigma: prior about the given poses in a classification, None for global searches. align: False keeps poses and
     shifts. absolute_greyscale: False compares by cross-correlation in the first iteration. correct_ctf and ctf_intact_first_peak say
-    what the observations were made with.
+    what the observations were made with. fix_noise keeps the noise of the start.
     """
 
     dims: int
@@ -35,11 +35,17 @@ class Settings:
     ctf_intact_first_peak: bool = False
     correct_norm: bool = True
     correct_scale: bool = True
+    fix_noise: bool = False
     low_resol_join: float = 40.0
     solvent_correct_fsc: bool = False
     padding: int = 2
     half_precision: bool = False
     seed: int = 1
+
+    @property
+    def begins_locally(self) -> bool:
+        """Whether automatic refinement searches about the given poses from its first iteration on."""
+        return self.healpix_order >= self.local_order
 
     def shell_limit(self, box: int, pixel_size: float) -> int:
         """The last shell that may be used: just below Nyquist, or that of `limit_resolution`."""

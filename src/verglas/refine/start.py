@@ -59,7 +59,10 @@ def random_averages(
 
 
 def first_state(seen: Observations, assignments: Assignments, references: torch.Tensor, settings: Settings) -> State:
-    """State 0 with low-passed `references` [classes, N, N(, N)]; one model, or one a half when the particles are split."""
+    """State 0 with low-passed `references` [classes, N, N(, N)]; one model, or one a half when the particles are split.
+
+    A refinement that begins as finely as it would search locally does so from the start, about the given poses.
+    """
     limit = ini_high(settings, seen)
     filtered = torch.stack([lowpass(reference, seen.pixel_size, limit, dims=settings.dims) for reference in references.to(seen.device)])
     shell = max(1, min(round(seen.box * seen.pixel_size / limit), settings.shell_limit(seen.box, seen.pixel_size)))
@@ -70,6 +73,7 @@ def first_state(seen: Observations, assignments: Assignments, references: torch.
         tau2 = spectrum(filtered)[:, : seen.shells]
         weight = torch.full((len(filtered),), 1.0 / len(filtered), dtype=torch.float64, device=seen.device)
         models.append(Model(filtered.clone(), noise, tau2, torch.zeros_like(tau2), weight, FIRST_OFFSET_SIGMA))
-    sampling = Sampling(settings.healpix_order, settings.psi_step, settings.offset_range_px, settings.offset_step_px, settings.local_sigma)
+    local_sigma = 60.0 / 2**settings.healpix_order if halves > 1 and settings.begins_locally else settings.local_sigma
+    sampling = Sampling(settings.healpix_order, settings.psi_step, settings.offset_range_px, settings.offset_step_px, local_sigma)
     fsc = torch.zeros(seen.shells, dtype=torch.float64)
     return State(0, assignments, models, sampling, Progress(shell), fsc, [])

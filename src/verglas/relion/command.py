@@ -104,6 +104,9 @@ def _parameters(program: Program, declared: JobType, params: Any) -> list[str]:
         if name in program.own:
             words += program.own[name](params)
         elif extra.get("flag"):
+            if extra["flag"] == "--sym" and Path(value).exists():
+                problem = f"RELION reads what is called {value} here as a list of operators, and takes none from it"
+                raise InputError(_option(name), problem, f"Rename {Path.cwd() / value}")
             words += _words(extra["flag"], value)
         elif value != info.get_default(call_default_factory=True):
             raise InputError(_option(name), f"cannot be given to RELION: {program.name} has no option for it", _OTHERWISE)
