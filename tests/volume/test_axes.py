@@ -10,7 +10,7 @@ from verglas.volume.symmetry import symmetrise_map, symmetry_misfit
 from volume.maps_for_tests import chain
 
 
-@pytest.mark.parametrize("group", ["C2", "C3", "D2", "O"])
+@pytest.mark.parametrize("group", ["C2", "C3", "D2", "T", "O", "I1"])
 def test_axes_and_centre_are_found(group: str) -> None:
     generator = torch.Generator().manual_seed(len(group))
     one = shift_map(chain(28, 3.2, seed=1, atoms=300, radius=20.0), torch.tensor([3.0, 4.0, 2.5]))
