@@ -298,7 +298,8 @@ def describe(state: State) -> str:
     words = [f"iteration {state.iteration}: {figures['resolution']:.1f} Å", f"compared to {figures['compared_to']:.1f} Å"]
     words.append(f"Pmax {figures['max_probability']:.2f}")
     if "healpix_order" in figures:
-        words.append(f"next order {figures['healpix_order']:.0f}{', local' if figures['local'] else ''}")
+        how = ", poses fitted" if figures.get("fit") else ", local" if figures["local"] else ""
+        words.append(f"next order {figures['healpix_order']:.0f}{how}")
         words.append(f"poses changed {figures['rotation_change']:.1f}°, {figures['offset_change']:.2f} Å")
     else:
         words.append(f"classes changed {100 * figures['class_change']:.0f} %")

@@ -239,6 +239,7 @@ def _figures(state: State, seen: Observations, score_shell: int) -> dict[str, fl
         "offset_step": state.sampling.offset_step * seen.pixel_size,
         "offset_range": state.sampling.offset_range * seen.pixel_size,
         "local": float(state.sampling.local_sigma or 0),
+        "fit": float(bool(state.sampling.fit)),
         "rotation_change": progress.rotation_change,
         "offset_change": progress.offset_change,
         "accuracy_rotation": progress.accuracy_rotation,
