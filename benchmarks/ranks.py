@@ -1,0 +1,113 @@
+"""One job on 1, 2, … ranks of this host: how much faster it gets, and what share of the time the ranks wait and talk.
+
+    python benchmarks/ranks.py Refine3D --particles 60000 --box 128 --ranks 1,2 --out DIR
+    python benchmarks/ranks.py Class2D --particles 60000 --box 128 --classes 100 --iterations 10 --ranks 1,2 --out DIR
+
+The particles are rendered into stacks in DIR (kept for the next run) and refined by the job itself, a GPU a rank where there are
+GPUs, else the cores shared. Times are whole jobs, files included; poses are compared with those of the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from comparison.timing import timed
+from scale.kept import in_files
+from scale.rendered import RenderedParticles, drawn
+from scale.truth import true_maps
+from verglas.compute.device import choose_device, describe_device
+from verglas.io.mrc import write_map
+from verglas.particles import read_particles, write_particles
+from verglas.records.record import read_record
+from verglas.volume.filters import lowpass
+from verglas.volume.rotations import euler_to_matrix, rotation_distance
+from verglas.volume.symmetry import symmetry_operators
+
+FIELD_OF_VIEW = 286.7  # Å
+START = 40.0  # Å
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the set, run the job on each number of ranks, print the table; 1 where a run failed."""
+    given = _parser().parse_args(arguments)
+    device = choose_device()
+    folder = given.out / f"{given.particles}_{given.box}px"
+    _write_set(folder, given.particles, given.box, device)
+    rows, first = [], 0.0
+    for ranks in given.ranks:
+        seconds, shares, poses = _run(given, folder, ranks)
+        first = first or seconds
+        rows.append([str(ranks), f"{seconds:.1f}", f"{first / seconds:.2f}", *(f"{100 * share:.1f} %" for share in shares), poses])
+    titles = ["ranks", "s", "speed-up", "waiting", "talking", "poses of the first run"]
+    print(f"\n{given.job}, {given.particles} particles of {given.box} px, {describe_device(device)}")
+    for row in [titles, *rows]:
+        print("  " + "".join(f"{cell:>12s}" for cell in row))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("job", choices=("Class2D", "Refine3D"))
+    made.add_argument("--particles", type=int, default=2000)
+    made.add_argument("--box", type=int, default=64)
+    made.add_argument("--classes", type=int, default=10, help="of Class2D")
+    made.add_argument("--iterations", type=int, default=10, help="of Class2D")
+    made.add_argument("--ranks", type=lambda text: [int(word) for word in text.split(",")], default=[1, 2])
+    made.add_argument("--out", type=Path, required=True, help="folder for the set and the jobs")
+    return made
+
+
+def _write_set(folder: Path, count: int, box: int, device: torch.device) -> None:
+    """Stacks, particles without poses, and a reference at 40 Å."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixel_size = FIELD_OF_VIEW / box
+    particles, maps = drawn(count, box, pixel_size), true_maps(1, "D2", box, pixel_size, device)
+    source = RenderedParticles(maps, pixel_size, particles, seed=1)
+    stacks = (folder / "stacks").absolute()
+    in_files(source, particles, stacks, "float32")
+    names = [f"{number}@{stacks / stack}" for number, _, stack in (name.partition("@") for name in particles.column("image_name"))]
+    unknown = dict.fromkeys(("rot", "tilt", "psi", "origin_x", "origin_y", "class_number"))
+    write_particles(folder / "particles.star", particles.with_columns(image_name=names, **unknown))
+    write_map(folder / "reference.mrc", lowpass(maps[0] * source.scale, pixel_size, START).cpu().numpy(), pixel_size)
+
+
+def _run(given: argparse.Namespace, folder: Path, ranks: int) -> tuple[float, list[float], str]:
+    """Seconds, shares of waiting and talking, and how far the poses are from those of the first run."""
+    out = f"{given.job}/ranks{ranks}"
+    shutil.rmtree(folder / out, ignore_errors=True)
+    launcher = [sys.executable, "-m", "verglas"]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "verglas"]
+    words = ["job", given.job, "--particles", "particles.star", "--mask-diameter", "150", "--out", out]
+    if given.job == "Refine3D":
+        words += ["--reference", "reference.mrc", "--symmetry", "D2", "--ini-high", f"{START:g}"]
+    else:
+        words += ["--classes", str(given.classes), "--iterations", str(given.iterations)]
+    cost, code = timed([*launcher, *words], folder)
+    record = read_record(folder / out)
+    if code != 0 or record is None:
+        sys.exit(f"{given.job} on {ranks} ranks ended with exit code {code}; see {folder / out}")
+    shares = [record.phases.get(name, 0.0) / cost["wall_s"] for name in ("wait", "communicate")]
+    return cost["wall_s"], shares, _apart(given, folder, out)
+
+
+def _apart(given: argparse.Namespace, folder: Path, out: str) -> str:
+    """Median angle between the poses of two runs, modulo the group; by particle, in the order of the set."""
+    end = "run_data.star" if given.job == "Refine3D" else f"run_it{given.iterations:03d}_data.star"
+    mine, first = (
+        euler_to_matrix(torch.from_numpy(read_particles(folder / job / end).angles()))
+        for job in (out, f"{given.job}/ranks{given.ranks[0]}")
+    )
+    operators = symmetry_operators("D2" if given.job == "Refine3D" else "C1")
+    apart = torch.stack([rotation_distance(mine, first @ operator) for operator in operators]).amin(0)
+    return f"{float(apart.median()):.3f}° apart"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
