@@ -66,7 +66,8 @@ def most_added(numerators: torch.Tensor, weights: torch.Tensor | None) -> tuple[
     """The most that slices [n, k] of complex numerators and real weights may add to any grid point, of each."""
     if not len(numerators):
         return 0.0, 0.0
-    largest = [values.abs().amax(1).sum(dtype=torch.float64) for values in (numerators, weights) if values is not None]
+    given = [values for values in (numerators, weights) if values is not None]
+    largest = [torch.linalg.vector_norm(values, math.inf, dim=1).sum(dtype=torch.float64) for values in given]
     of_numerators, *of_weights = (_OVERLAP * torch.stack(largest)).tolist()
     return of_numerators, of_weights[0] if of_weights else 0.0
 
