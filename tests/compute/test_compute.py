@@ -1,12 +1,14 @@
 """Devices are taken as asked for or refused, and batches fit the memory."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
+from verglas.compute import memory
 from verglas.compute.device import choose_device, prepare_for_threads, use_threads
-from verglas.compute.memory import batch_size, free_bytes
+from verglas.compute.memory import batch_size, budget, free_bytes, total_bytes
 from verglas.errors import InputError
 
 
@@ -27,11 +29,32 @@ def test_threads_are_set() -> None:
     torch.set_num_threads(before)
 
 
-def test_batches_fit_the_free_memory() -> None:
+def test_batches_fit_the_memory() -> None:
     cpu = torch.device("cpu")
     assert batch_size(1, cpu, at_most=7) == 7
     assert batch_size(1 << 60, cpu, at_most=7) == 1
-    assert 1 <= batch_size(free_bytes(cpu) // 10, cpu, at_most=100) <= 6
+    assert 1 <= batch_size(free_bytes(cpu) // 10, cpu, at_most=100) <= 8
+    assert free_bytes(cpu) < total_bytes(cpu)
+
+
+def test_batches_do_not_follow_the_free_memory_while_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "total_bytes", lambda _: 1000)
+    for free, half in ((1000, 500), (800, 500), (625, 500), (624, 312), (100, 50)):
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        assert budget(cpu, 0.5) == half
+        assert batch_size(10, cpu, at_most=1000, reserved=20) == (half - 20) // 10
+
+
+def test_a_cgroup_s_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    whole = total_bytes(cpu)
+    for limit, found in (("4096000\n", 4096000), ("max\n", whole)):
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("96000\n")
+        assert total_bytes(cpu) == found
+        assert free_bytes(cpu) == 4000000 if found < whole else free_bytes(cpu) > 4096000
 
 
 @pytest.mark.gpu

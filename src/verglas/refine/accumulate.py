@@ -15,6 +15,7 @@ from verglas.refine.observations import Batch, shift_factors
 from verglas.refine.ragged import parts_within
 from verglas.refine.score import power, reals
 from verglas.refine.search import Pass
+from verglas.volume.fourier import sum_by
 from verglas.volume.reconstruct import add_symmetric
 
 _REALS_AT_ONCE = {"cpu": 1 << 26, "cuda": 1 << 29}  # of shifted images, or of slices, held in one go
@@ -48,7 +49,7 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     weight = entries.weight.double()
     origins = all_of.origins(batch, search.shifts.fine)[entries.image, entries.shift]
     sums.offset2 += (origins.square().sum(1) * weight).sum()
-    sums.class_weight.index_add_(0, all_of.candidates.class_of(entries.row // search.grid.fan), weight)
+    sums.class_weight += sum_by(all_of.candidates.class_of(entries.row // search.grid.fan), weight, len(sums.class_weight))
     return add_noise(all_of, sums, batch, cross, energy)
 
 
@@ -66,7 +67,7 @@ def _add_part(
     images = reals((batch.unmasked * batch.ctf)[image] * moved_by)
     numerators = _weighted_sums(images, pair[by_row], into, weight, len(rows))
     weights = _weighted_sums(batch.ctf.square(), some.image[by_row], into, weight, len(rows))
-    share = torch.zeros(len(rows), device=row.device).index_add_(0, row, some.weight)
+    share = sum_by(row, some.weight, len(rows))
     enough = _enough(share)
     values = torch.view_as_complex(numerators[enough].unflatten(1, (-1, 2)))
     _back_project(all_of, sums, matrices[enough], classes[enough], values, weights[enough])
@@ -99,7 +100,7 @@ def _add_compiled(
     cross[first:last] += found[0]
     energy[first:last] += found[1]
 
-    share = torch.zeros(len(rows), device=rows.device).index_add_(0, torch.searchsorted(rows, some.row), some.weight)
+    share = sum_by(torch.searchsorted(rows, some.row), some.weight, len(rows))
     enough = _enough(share)
     by_row = torch.argsort(of_group, stable=True)
     by_row = by_row[enough[of_group[by_row]]]
@@ -181,10 +182,10 @@ def add_noise(all_of: Pass, sums: Sums, batch: Batch, cross: torch.Tensor, energ
     sigma2 = model.sigma2[group]
     cross_shell, energy_shell = (seen.shell_sum(values, all_of.search.full) for values in (cross, energy))
     residual = batch.power + sigma2 * (energy_shell - 2 * cross_shell)
-    sums.residual.index_add_(0, group, residual)
+    sums.residual += sum_by(group, residual.T, len(sums.residual)).T
     sums.images.index_add_(0, group, torch.ones(len(batch), dtype=torch.float64, device=group.device))
     strong = (model.ssnr.amax(0) > SCALE_SSNR).double()
-    sums.cross.index_add_(0, micrograph, cross_shell @ strong)
-    sums.energy.index_add_(0, micrograph, energy_shell @ strong)
+    sums.cross += sum_by(micrograph, cross_shell @ strong, len(sums.cross))
+    sums.energy += sum_by(micrograph, energy_shell @ strong, len(sums.energy))
     expected = (2 * sigma2 * seen.pixels_of_shell)[:, 1:].sum(1)
     return (residual[:, 1:].sum(1) / expected).float()

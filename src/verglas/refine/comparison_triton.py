@@ -32,12 +32,13 @@ def score_own(
     row, real = padded(slices, which)
     column, there = padded(shifts, which)
     values = torch.empty(*row.shape, 2 * k, device=ctf.device)
-    energy = torch.zeros(row.shape, device=ctf.device)
+    blocks = triton.cdiv(k, BLOCK)
+    energy = torch.empty(*row.shape, blocks, device=ctf.device)
     chosen, image = slices.values[row].flatten(), which.repeat_interleave(row.shape[1])
     operands = (*_references(projector), matrices, classes, chosen, image, ctf, ctf.shape[1], *_plane(pixels))
-    _sample_own[(len(chosen), triton.cdiv(k, BLOCK))](*operands, values, energy, BLOCK=BLOCK)
+    _sample_own[(len(chosen), blocks)](*operands, values, energy, BLOCK=BLOCK)
     moved = shifted(images[which, :k], ctf[which, :k], factors[shifts.values[column]])
-    cross, energy = torch.bmm(values, moved.mT), energy[:, :, None]
+    cross, energy = torch.bmm(values, moved.mT), energy.sum(-1, keepdim=True)
     scores = cross / energy.sqrt().clamp(min=1e-20) if correlation else cross - 0.5 * energy
     return scores.masked_fill_(~(real[:, :, None] & there[:, None, :]), -torch.inf)
 
@@ -133,7 +134,8 @@ def _sample_own(
     tl.store(into, real, mask=pixel < k)
     tl.store(into + 1, imaginary, mask=pixel < k)
     transfer = tl.load(ctf + tl.load(image_of + row) * stride + pixel, mask=there, other=0.0)
-    tl.atomic_add(energy + row, tl.sum(transfer * transfer * (real * real + imaginary * imaginary)), sem="relaxed")
+    of_block = energy + row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(of_block, tl.sum(transfer * transfer * (real * real + imaginary * imaginary)))
 
 
 @triton.jit

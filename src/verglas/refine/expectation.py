@@ -13,7 +13,7 @@ from dataclasses import fields
 import torch
 
 from verglas.compute.device import fast_products
-from verglas.compute.memory import batch_size, free_bytes
+from verglas.compute.memory import batch_size, budget
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
@@ -30,7 +30,7 @@ from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 29}  # reals held for one product: a share of a core's cache; of a card's memory
-_TABLE_SHARE = 0.15  # of the free memory, for one table of slices
+_TABLE_SHARE = 0.15  # of the memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
 
@@ -61,6 +61,7 @@ def expect(
                 found.append(fit_and_add(all_of, batch, (matrices, shifts), sums))
             else:
                 found.append(_add(all_of, batch, coarse, entries, normaliser, sums))
+    sums.slices.settle()
     return sums, Found(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Found)))
 
 
@@ -218,7 +219,7 @@ def _own_scores(
             operands = (candidates.projector, pixels, batch.masked, batch.ctf, factors)
             yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
-    cap = max(fan, int(free_bytes(factors.device) * _TABLE_SHARE) // (8 * k))
+    cap = max(fan, budget(factors.device, _TABLE_SHARE) // (8 * k))
     parts = [(0, len(batch))] if len(candidates) * fan <= cap else parts_within(rows.counts, cap)
     for first, last in parts:
         begin, end = int(rows.starts[first]), int(rows.starts[last - 1] + rows.counts[last - 1])

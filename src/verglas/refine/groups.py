@@ -21,7 +21,7 @@ class Groups(NamedTuple):
 
 def groups_of(image: torch.Tensor, row: torch.Tensor, shift: torch.Tensor, weight: torch.Tensor) -> tuple[Groups, torch.Tensor]:
     """Groups of entries [m] of an image and a row of slices each, and the row of each group."""
-    order = torch.argsort(image * (int(row.max()) + 1) + row)
+    order = torch.argsort(image * (int(row.max()) + 1) + row, stable=True)
     image, row = image[order], row[order]
     begins = torch.ones(len(order), dtype=torch.bool, device=order.device)
     begins[1:] = (image[1:] != image[:-1]) | (row[1:] != row[:-1])

@@ -6,7 +6,7 @@ import torch
 
 from verglas.refine.model import Sums
 from verglas.refine.observations import Observations
-from verglas.volume.fourier import radial_average, rfft_centred
+from verglas.volume.fourier import radial_average, rfft_centred, sum_by
 from verglas.volume.fsc import fsc
 from verglas.volume.masks import radius_grid, raised_cosine
 from verglas.volume.padded import batches
@@ -35,7 +35,7 @@ def first_noise(seen: Observations, power: torch.Tensor, mean: torch.Tensor, gro
     """
     pixels = seen.pixels_of_shell.double().clamp(min=1)
     counts = torch.bincount(group, minlength=seen.noise_groups)
-    total = torch.zeros(seen.noise_groups, seen.shells, dtype=torch.float64, device=power.device).index_add_(0, group, power)
+    total = sum_by(group, power.T, seen.noise_groups).T
     of_mean = seen.shell_sum(mean.abs().square(), seen.all_pixels)
     count = counts[:, None].double()
     noise = (total - count * of_mean) / (count - 1).clamp(min=1)  # the mean holds an n-th of the noise

@@ -148,7 +148,10 @@ class Observations:
 
     def shell_sum(self, values: torch.Tensor, pixels: Pixels) -> torch.Tensor:
         """Σ over the pixels of each shell: [..., k] → float64 [..., shells]; the list is sorted by shell, so sums are differences."""
-        running = torch.nn.functional.pad(torch.cumsum(values[..., : pixels.count], -1, dtype=torch.float64), (1, 0))
+        own = values[..., : pixels.count]
+        if own.is_cuda and own.numel() == own.shape[-1]:  # of a single row a card adds up its parts in any order
+            return self.shell_sum(torch.stack([values, values]), pixels)[0]
+        running = torch.nn.functional.pad(torch.cumsum(own, -1, dtype=torch.float64), (1, 0))
         shells = torch.arange(self.shells + 1, device=values.device)
         return running[..., torch.searchsorted(pixels.shell[: pixels.count], shells)].diff(dim=-1)
 

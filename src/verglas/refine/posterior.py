@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from verglas.volume.fourier import sum_by
+
 _NEGLIGIBLE = 25.0  # candidates this far below the best hold less than 1e-4 of the weight, even a million of them
+_STEPS = 2.0**48  # of an image's weight: those of thirty thousand images add up in 64 bits
 
 
 class Kept(NamedTuple):
@@ -38,7 +41,7 @@ def keep_weight(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Ke
     cut = largest - _NEGLIGIBLE
     image, place = torch.nonzero(scores > cut[:, None], as_tuple=True)
     weight = torch.exp(scores[image, place] - largest[image])
-    total = weight.new_zeros(len(scores)).index_add_(0, image, weight)
+    total = sum_by(image, weight, len(scores))
     # whatever is below an even share of the part that may be lost is lost in any case
     counts = torch.bincount(image, minlength=len(scores))
     floor = total * (1 - fraction) / counts
@@ -50,7 +53,7 @@ def keep_weight(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Ke
     before, number = _sum_before(image, weight, len(scores))
     keep = (before < fraction) & (number < at_most)
     image, place, weight = image[keep], place[keep], weight[keep]
-    share = weight.new_zeros(len(scores)).index_add_(0, image, weight)
+    share = sum_by(image, weight, len(scores))
     return Kept(image, place, weight / share[image]), Normaliser(largest, torch.log(total))
 
 
@@ -65,6 +68,7 @@ def _sum_before(image: torch.Tensor, weight: torch.Tensor, images: int) -> tuple
     """For each candidate the weight and the number of those before it in its image; the list is sorted by image."""
     counts = torch.bincount(image, minlength=images)
     first = torch.cumsum(counts, 0) - counts
-    running = torch.cumsum(weight.double(), 0) - weight.double()
+    steps = (weight.double() * _STEPS).round().long()  # a card adds floats of one long list in any order
+    running = torch.cumsum(steps, 0) - steps
     start = first[image]
-    return running - running[start], torch.arange(len(image), device=image.device) - start
+    return (running - running[start]).double() / _STEPS, torch.arange(len(image), device=image.device) - start

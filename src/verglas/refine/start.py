@@ -33,7 +33,7 @@ def starting_noise(seen: Observations, rows: torch.Tensor, assignments: Assignme
     for part in rows.split(200):
         power, transform = seen.power_spectra(part, assignments)
         powers.append(power)
-        mean.index_add_(0, seen.noise_group[part], transform)
+        _add_rows(mean, seen.noise_group[part], transform)
     counts = torch.bincount(group, minlength=seen.noise_groups).clamp(min=1)
     return first_noise(seen, torch.cat(powers), mean / counts[:, None], group)
 
@@ -53,9 +53,18 @@ def random_averages(
     member = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(rows.device) % classes
     total = torch.zeros(classes, seen.box, seen.box, device=seen.device)
     for part in ranks.share(torch.arange(len(rows), device=rows.device)).split(200):
-        total.index_add_(0, member[part], seen.images(rows[part], assignments) * seen.mask)
+        _add_rows(total, member[part], seen.images(rows[part], assignments) * seen.mask)
     ranks.sum_up([total])
     return total / torch.bincount(member, minlength=classes)[:, None, None]
+
+
+def _add_rows(total: torch.Tensor, into: torch.Tensor, rows: torch.Tensor) -> None:
+    """Add each of `rows` [n, ...] to the row `into` int64 [n] of `total`: on a card, which adds in any order, as a product."""
+    if not total.is_cuda:
+        total.index_add_(0, into, rows)
+        return
+    members = torch.nn.functional.one_hot(into, len(total)).T.to(rows.dtype)
+    total += (members @ rows.flatten(1)).view_as(total)
 
 
 def first_state(seen: Observations, assignments: Assignments, references: torch.Tensor, settings: Settings) -> State:

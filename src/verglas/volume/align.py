@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from verglas.volume.fourier import frequency_grid, rfft_centred, shell_index
+from verglas.volume.fourier import frequency_grid, rfft_centred, shell_index, sum_by
 from verglas.volume.masks import soft_sphere
 from verglas.volume.resample import flip_hand, rotate_map, shift_map
 from verglas.volume.rotations import axis_rotation, quaternion_to_matrix
@@ -114,7 +114,7 @@ class MapPair:
         """Transforms [n, k] with the mean power of each shell 1."""
         shells = int(self.shell[: values.shape[1]].max()) + 1
         shell = self.shell[: values.shape[1]]
-        power = torch.zeros(len(values), shells, device=values.device).index_add_(1, shell, values.abs().square())
+        power = sum_by(shell, values.abs().square(), shells)
         count = torch.bincount(shell, minlength=shells).clamp(min=1)
         return values / (power / count).clamp(min=1e-30).sqrt()[:, shell]
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from verglas.volume.fixed_point import exact_sums
+
 Device = torch.device | str | None
 _LANES = 256
 
@@ -62,12 +64,13 @@ def shell_sums(values: torch.Tensor, size: int, dims: int = 2, shells: int | Non
 def sum_by(index: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     """Sums [..., count] of the values [..., n] of each `index` int64 [n].
 
-    On a card they are over many copies of the few sums, which else all would wait for.
+    On a card, which adds in any order, as integers, and over many copies of the few sums, which else all would wait for.
     """
-    lanes = max(1, min(_LANES, len(index) // count)) if values.is_cuda else 1
+    if not values.is_cuda:
+        return values.new_zeros(*values.shape[:-1], count).scatter_add_(-1, index.expand_as(values), values)
+    lanes = max(1, min(_LANES, len(index) // count))
     place = index if lanes == 1 else index + count * (torch.arange(len(index), device=index.device) % lanes)
-    sums = values.new_zeros(*values.shape[:-1], lanes * count)
-    return sums.scatter_add_(-1, place.expand_as(values), values).unflatten(-1, (lanes, count)).sum(-2)
+    return exact_sums(place, values.double(), lanes * count).unflatten(-1, (lanes, count)).sum(-2).to(values.dtype)
 
 
 def shell_counts(size: int, dims: int = 2, shells: int | None = None, device: Device = None) -> torch.Tensor:

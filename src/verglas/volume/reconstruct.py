@@ -39,7 +39,7 @@ def reconstruct(sums: FourierSums, tau2: torch.Tensor | None = None) -> torch.Te
     window = sinc_squared(sums.box, sums.padding, sums.dims, sums.data.device, sums.data.dtype)
     # the mask's edge spreads signal into shells that hold no data, where half maps would seem to agree
     empty = shell_index(sums.box, sums.dims, sums.data.device) > sums.max_shell
-    out = torch.empty(len(sums.data), *window.shape, dtype=window.dtype, device=window.device)
+    out = torch.empty(sums.maps, *window.shape, dtype=window.dtype, device=window.device)
     for maps in sums.batches():
         values = partial(_filtered, sums, added[maps], least[maps], maps)
         rounded = _without_corners(maps_of(values, sums.rows(), sums.box, padded) / window)
@@ -75,7 +75,7 @@ def weight_of_shells(sums: FourierSums) -> torch.Tensor:
 def _mean_weight(sums: FourierSums) -> torch.Tensor:
     """Mean weight of the grid points of each shell, float64 [m, max_shell + 1]."""
     count = sums.max_shell + 2  # one for the corners
-    total = torch.zeros(len(sums.data), count, dtype=torch.float64, device=sums.data.device)
+    total = torch.zeros(sums.maps, count, dtype=torch.float64, device=sums.data.device)
     points = torch.zeros_like(total[0])
     for rows in sums.rows():
         shells = sums.shells(rows).clamp_(max=count - 1).flatten()
@@ -91,15 +91,15 @@ def symmetrise(sums: FourierSums, group: str) -> None:
     if sums.dims == 2 or len(operators) == 1:
         return
     for grid in sums.grid():
-        plane = grid[:, :, 0, :3]
+        plane = grid[:, :, 0]
         mates = plane.flip(0, 1)
         mates[..., 1].neg_()
         plane += mates
-        total = torch.zeros_like(grid[..., :3])
+        total = torch.zeros_like(grid)
         for operator in operators:
             _add_turned(total, grid, operator, sums.rows())
         total[:, :, 0] /= 2  # the mates on that plane are in already, and `FourierSums` adds them again
-        grid[..., :3] = total
+        grid.copy_(total)
 
 
 @lru_cache(maxsize=32)
@@ -145,7 +145,7 @@ def _grid_operators(operators: torch.Tensor) -> torch.Tensor:
 def _add_turned(total: torch.Tensor, half: torch.Tensor, operator: torch.Tensor, runs: list[slice]) -> None:
     """Add G(k) = F(Sᵀ k) to `total` [z, y, x, 3], for an S that permutes and flips the axes, a run of planes z at a time.
 
-    F is the whole grid whose half x ≥ 0 is `half` [z, y, x, 3 or 4] (real, imaginary, weight), mates on x = 0 included.
+    F is the whole grid whose half x ≥ 0 is `half` [z, y, x, 3] (real, imaginary, weight), mates on x = 0 included.
     """
     source = operator.T.round().long().tolist()  # row: axis (x, y, z) of the source point; its one entry: which axis of k, and the sign
     of_k = [next(axis for axis in range(3) if row[axis]) for row in source]

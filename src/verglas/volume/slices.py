@@ -24,6 +24,7 @@ import torch
 
 from verglas.compute.kernels import compiled_for
 from verglas.volume import slices_native
+from verglas.volume.fixed_point import FixedPoint
 from verglas.volume.fourier import packed_pixels
 from verglas.volume.padded import AT_ONCE, batches, maps_of, parts, sinc_squared, transform_into
 
@@ -172,8 +173,8 @@ class Projector:
 class FourierSums:
     """Numerators (complex) and weights (real) of back-projected slices of `maps` maps.
 
-    `data` [maps, voxels, 3 or 4] (real, imaginary, weight, and nothing) is what ranks add up, on the padded grids of `shape` [(z,) y, x]:
-    x ≥ 0 only, centred in the other axes.
+    `data` [maps, voxels, 3] (real, imaginary, weight) is what ranks add up, on the padded grids of `shape` [(z,) y, x]: x ≥ 0 only,
+    centred in the other axes. A card adds whole numbers (see `fixed_point`), of twice the size, until `data` is read or `settle` called.
     """
 
     def __init__(
@@ -187,26 +188,43 @@ class FourierSums:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.box, self.dims, self.max_shell, self.padding = box, dims, max_shell, padding
+        self.box, self.dims, self.max_shell, self.padding, self.maps = box, dims, max_shell, padding, maps
         self._half_range = half_range(max_shell, padding)
         self._side = 2 * self._half_range + 1
         self.shape = (*[self._side] * (dims - 1), self._half_range + 1)
-        # four numbers a voxel on a card, which then adds to all of them at once; on the CPU that costs more cache than it saves
-        width = 4 if torch.device(device).type == "cuda" else 3
-        self.data = torch.zeros(maps, math.prod(self.shape), width, device=device, dtype=dtype)
+        self._like = torch.empty(0, device=device, dtype=dtype)
+        self._data: torch.Tensor | None = None
+        self._counted = self._counters() if self._like.is_cuda and kernels_for(self._like) is not None else None
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The sums [maps, voxels, 3], to be read and written."""
+        self.settle()
+        if self._data is None:
+            self._data = self._like.new_zeros(self.maps, math.prod(self.shape), 3)
+        return self._data
+
+    def settle(self) -> None:
+        """Make `data` of what a card has added, and free the memory that this took."""
+        if self._counted is not None:
+            added, self._counted = self._counted.floats(), None
+            self._data = added if self._data is None else self._data.add_(added)
+
+    def _counters(self) -> FixedPoint:
+        return FixedPoint(self.maps, math.prod(self.shape), self._like.device)
 
     def batches(self) -> Iterator[slice]:
         """Which maps to work on together: see `padded.batches`."""
-        return batches(len(self.data), self.dims, self.box * self.padding, self.data.device)
+        return batches(self.maps, self.dims, self.box * self.padding, self._like.device)
 
     def rows(self) -> list[slice]:
         """Runs of the grid's rows (y) to work on together: all of flat maps."""
         if self.dims == 2:
             return [slice(0, self._side)]
-        return list(parts(self._side, math.prod(self.shape) // self._side, AT_ONCE[self.data.device.type]))
+        return list(parts(self._side, math.prod(self.shape) // self._side, AT_ONCE[self._like.device.type]))
 
     def grid(self, maps: slice = slice(None), rows: slice = slice(None)) -> torch.Tensor:
-        """`data` as a grid [maps, (z,) rows, x, 3 or 4], a view."""
+        """`data` as a grid [maps, (z,) rows, x, 3], a view."""
         return self.data[maps].unflatten(1, self.shape)[..., rows, :, :]
 
     def numerators(self, maps: slice = slice(None), rows: slice = slice(None)) -> torch.Tensor:
@@ -227,7 +245,7 @@ class FourierSums:
 
     def shells(self, rows: slice = slice(None)) -> torch.Tensor:
         """Shell of the map for each voxel of the grid: round(|k| / padding), int64 [(z,) rows, x]."""
-        line = torch.arange(-self._half_range, self._half_range + 1, device=self.data.device, dtype=torch.float64) ** 2
+        line = torch.arange(-self._half_range, self._half_range + 1, device=self._like.device, dtype=torch.float64) ** 2
         radius2 = line[self._half_range :] + line[rows, None]
         if self.dims == 3:
             radius2 = radius2 + line[:, None, None]
@@ -245,8 +263,10 @@ class FourierSums:
 
         `which` int64 [n]: the map of each slice, in any order; all into the first where it is not given.
         """
-        if (kernels := kernels_for(self.data)) is not None:
-            kernels.spread(self.data, self.shape, self.padding, matrices, pixels, numerators, weights, which)
+        if (kernels := kernels_for(self._like)) is not None:
+            if self._like.is_cuda:
+                self._counted = self._counted or self._counters()
+            kernels.spread(self._counted or self.data, self.shape, self.padding, matrices, pixels, numerators, weights, which)
             return
         totals = self.data.flatten(0, 1).T
         for part in _parts(len(matrices), len(pixels), totals.device):

@@ -13,7 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
+from verglas.volume.fixed_point import most_added
+
 if TYPE_CHECKING:
+    from verglas.volume.fixed_point import FixedPoint
     from verglas.volume.slices import Pixels, Projector
 
 BLOCK = 256  # pixels of a program
@@ -62,7 +65,7 @@ def project(
 
 
 def spread(
-    sums: torch.Tensor,
+    sums: FixedPoint,
     shape: tuple[int, ...],
     padding: int,
     matrices: torch.Tensor,
@@ -71,14 +74,16 @@ def spread(
     weights: torch.Tensor | None,
     which: torch.Tensor | None,
 ) -> None:
-    """`FourierSums.add` into sums [maps, voxels, 4] of a grid of `shape`, in the order in which the card happens to add."""
-    turns, values = matrices.to(sums).contiguous(), torch.view_as_real(numerators.to(torch.complex64).contiguous())
-    shares = values if weights is None else weights.to(sums).contiguous()
+    """`FourierSums.add` into the sums of a grid of `shape`: whole numbers, as the card adds in any order."""
+    turns, values = matrices.float().contiguous(), torch.view_as_real(numerators.to(torch.complex64).contiguous())
+    shares = values if weights is None else weights.float().contiguous()
+    real = slice(pixels.count)
+    factors = sums.make_room(most_added(numerators[:, real], None if weights is None else weights[:, real]))
     place = (*strides(shape), float(shape[-1] - 1), float(padding))
     if len(turns):
         grid = (len(turns), triton.cdiv(pixels.count, BLOCK))
         slices = (turns, _maps(which, turns), pixels.kx, pixels.ky, pixels.count, len(pixels), values, shares)
-        _spread[grid](sums, *place, *slices, MANY=which is not None, WEIGHTED=weights is not None, BLOCK=BLOCK)
+        _spread[grid](sums.counts, *place, *slices, *factors, MANY=which is not None, LANES=2 if weights is None else 3, BLOCK=BLOCK)
 
 
 def _maps(which: torch.Tensor | None, instead: torch.Tensor) -> torch.Tensor:
@@ -129,8 +134,8 @@ def sample(table, stride_y, stride_z, half, padding, matrix, kx, ky, mask, PACKE
 
 
 @triton.jit
-def scatter(sums, stride_y, stride_z, half, padding, matrix, kx, ky, mask, real, imaginary, weight):
-    """Add a block of a slice's pixels to the sums [voxels, 4]; the fourth number lets the card add 16 bytes at once."""
+def scatter(counts, stride_y, stride_z, half, padding, matrix, kx, ky, mask, real, imaginary, weight, LANES: tl.constexpr):
+    """Add a block of a slice's pixels, in steps, to the counts [voxels, 3]: neighbouring threads to those of one voxel."""
     ix, iy, iz, fx, fy, fz, sign = locate(matrix, kx, ky, half, padding)
     corner = iz * stride_z + iy * stride_y + ix
     values = tl.join(tl.join(real, weight), tl.join(imaginary * sign, tl.zeros_like(real))).reshape(real.shape[0], 4)
@@ -139,9 +144,10 @@ def scatter(sums, stride_y, stride_z, half, padding, matrix, kx, ky, mask, real,
         for right in tl.static_range(2):
             for far in tl.static_range(2):
                 share = (fz if up else 1 - fz) * (fy if right else 1 - fy) * (fx if far else 1 - fx)
-                place = (corner + up * stride_z + right * stride_y + far).to(tl.int64) * 4
-                there = mask & (share > 0)  # the upper half of a flat map is none
-                tl.atomic_add(sums + place[:, None] + lanes, share[:, None] * values, mask=there[:, None], sem="relaxed")
+                place = (corner + up * stride_z + right * stride_y + far).to(tl.int64) * 3
+                there = (mask & (share > 0))[:, None] & (lanes < LANES)  # the upper half of a flat map is none
+                whole = tl.floor(share[:, None] * values + 0.5).to(tl.int64)  # 24 bits, wherever they lie among the 64
+                tl.atomic_add(counts + place[:, None] + lanes, whole, mask=there, sem="relaxed")
 
 
 @triton.jit
@@ -166,14 +172,15 @@ def _project(
 
 @triton.jit
 def _spread(
-    sums, stride_y, stride_z, stride_map, half, padding, matrices, which, kx, ky, count, k, values, weights,
-    MANY: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+    counts, stride_y, stride_z, stride_map, half, padding, matrices, which, kx, ky, count, k, values, weights, of_values, of_weights,
+    MANY: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     slice_, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < count
     x, y = tl.load(kx + pixel, mask=mask, other=0.0), tl.load(ky + pixel, mask=mask, other=0.0)
     at = slice_ * k + pixel
-    real, imaginary = tl.load(values + 2 * at, mask=mask, other=0.0), tl.load(values + 2 * at + 1, mask=mask, other=0.0)
-    weight = tl.load(weights + at, mask=mask, other=0.0) if WEIGHTED else tl.zeros_like(real)
-    own = sums + 4 * _of_map(which, slice_, stride_map, MANY)
-    scatter(own, stride_y, stride_z, half, padding, matrices + 9 * slice_, x, y, mask, real, imaginary, weight)
+    real = of_values * tl.load(values + 2 * at, mask=mask, other=0.0)
+    imaginary = of_values * tl.load(values + 2 * at + 1, mask=mask, other=0.0)
+    weight = of_weights * tl.load(weights + at, mask=mask, other=0.0) if LANES == 3 else tl.zeros_like(real)
+    own = counts + 3 * _of_map(which, slice_, stride_map, MANY)
+    scatter(own, stride_y, stride_z, half, padding, matrices + 9 * slice_, x, y, mask, real, imaginary, weight, LANES)
