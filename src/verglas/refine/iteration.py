@@ -46,7 +46,7 @@ def build_search(
     if settings.align:
         grid: PoseGrid = SpaceGrid(sampling.order, settings.symmetry, generator) if dims == 3 else PlaneGrid(sampling.psi_step, generator)
         shifts = shifts_within(sampling.offset_range, sampling.offset_step, generator, seen.device)
-        coarse_shell = min(score_shell, _coarse_shell(grid.step, settings, seen))
+        coarse_shell = min(score_shell, _coarse_shell(grid.step, sampling.offset_step, settings, seen))
     else:
         grid, shifts, coarse_shell = GivenPoses(state.assignments.matrices.cpu()), no_shift(seen.device), score_shell
     coarse, score, full = (
@@ -69,10 +69,11 @@ def build_search(
     )
 
 
-def _coarse_shell(step: float, settings: Settings, seen: Observations) -> int:
-    """The shell up to which poses `step` degrees apart can be told apart at the particle's rim."""
+def _coarse_shell(step: float, offset_step: float, settings: Settings, seen: Observations) -> int:
+    """The shell up to which poses `step` degrees apart can be told apart at the particle's rim, and shifts `offset_step` px apart."""
     resolution = step / 360.0 * math.pi * settings.mask_diameter / _COARSE[settings.dims]
-    return max(_LEAST_COARSE_SHELLS, round(seen.box * seen.pixel_size / resolution))
+    held_by_shifts = seen.box / (2 * offset_step)
+    return max(_LEAST_COARSE_SHELLS, round(min(seen.box * seen.pixel_size / resolution, held_by_shifts)))
 
 
 def compare(
