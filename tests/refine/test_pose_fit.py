@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 
-from refine.sets import particles, seen
+from refine.sets import particles, seen, without_poses
 from verglas.compute import native
 from verglas.refine import accumulate, curvature, curvature_native, expectation
-from verglas.refine.assignments import from_particles
+from verglas.refine.assignments import from_particles, split_halves
+from verglas.refine.autorefine import refine
 from verglas.refine.curvature import kernels_for, local_shape, plain_sums
 from verglas.refine.expectation import expect
 from verglas.refine.grids import SpaceGrid, shifts_within
@@ -20,10 +22,15 @@ from verglas.refine.model import Model
 from verglas.refine.observations import shift_factors
 from verglas.refine.pose_fit import Posterior, Prior, fit_poses, nodes
 from verglas.refine.search import Found, Search
-from verglas.refine.start import starting_noise
+from verglas.refine.settings import Settings
+from verglas.refine.start import first_state, starting_noise
+from verglas.refine.state import load_state, save_state
+from verglas.scores.poses import pose_errors
 from verglas.volume import slices
-from verglas.volume.rotations import axis_rotation, geodesic, random_rotations, rotation_distance
+from verglas.volume.filters import lowpass
+from verglas.volume.rotations import axis_rotation, euler_to_matrix, geodesic, random_rotations, rotation_distance
 from verglas.volume.slices import Pixels, Projector, pixel_list
+from verglas.volume.symmetry import symmetry_operators
 
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(native.native_library(curvature_native.SOURCE) is None, reason="no C++ compiler")),
@@ -107,7 +114,7 @@ def fitted(noise: float, away: float) -> tuple[Posterior, torch.Tensor, torch.Te
     direction = torch.nn.functional.normalize(torch.randn(N, 3, generator=torch.Generator().manual_seed(4)), dim=1)
     start = turned(poses, torch.deg2rad(torch.tensor(away)) * direction), torch.zeros(N, 2)
     prior = Prior(1.0, start[0], 100.0, torch.zeros(N, 2))
-    return fit_poses(projector, pixels, images, ctf, start, prior, most_steps=10), poses, shifts
+    return fit_poses(projector, pixels, images, ctf, [start], prior, most_steps=10), poses, shifts
 
 
 def test_poses_without_noise_are_found() -> None:
@@ -131,7 +138,19 @@ def test_a_far_start_is_never_made_worse() -> None:
     start, none = turned(poses, torch.full((N, 3), 0.6)), torch.zeros(N, 2)
     prior = Prior(1e3, start, 1e3, none)
     before = local_shape(projector, pixels, images * ctf, ctf, start).value
-    assert (fit_poses(projector, pixels, images, ctf, (start, none), prior).log_top >= before.double() - 1e-3).all()
+    assert (fit_poses(projector, pixels, images, ctf, [(start, none)], prior).log_top >= before.double() - 1e-3).all()
+
+
+def test_the_likelier_of_two_starts_is_taken() -> None:
+    pixels = pixel_list(32, 12, multiple=64)
+    projector = Projector(blobs(32, torch.float32)[None], 12)
+    images, ctf, poses, shifts = images_of(projector, pixels)
+    far, near = (turned(poses, torch.full((N, 3), away)) for away in (1.0, 0.01))
+    prior = Prior(1e3, far, 1e3, shifts)
+    kept = far.clone()
+    found = fit_poses(projector, pixels, images, ctf, [(far, shifts), (near, shifts)], prior)
+    assert rotation_distance(found.matrices, poses).max() < 0.5
+    assert torch.equal(far, kept)  # what is given is left alone
 
 
 def test_a_sharp_prior_holds_the_pose() -> None:
@@ -139,7 +158,7 @@ def test_a_sharp_prior_holds_the_pose() -> None:
     projector = Projector(blobs(32, torch.float32)[None], 12)
     images, ctf, poses, _ = images_of(projector, pixels)
     start, none = turned(poses, torch.full((N, 3), 0.02)), torch.zeros(N, 2)
-    held = fit_poses(projector, pixels, images, ctf, (start, none), Prior(1e-5, start, 1e-5, none))
+    held = fit_poses(projector, pixels, images, ctf, [(start, none)], Prior(1e-5, start, 1e-5, none))
     assert rotation_distance(held.matrices, start).max() < 0.02
     assert held.shifts.abs().max() < 1e-3
 
@@ -158,6 +177,15 @@ def test_nodes_have_the_moments_of_the_posterior() -> None:
         found[:, 3, 4] = found[:, 4, 3] = 0.0  # the shifts' own correlation, given the rotation, is left out
     assert (second - covariance).abs().max() < 2e-3 * covariance.abs().max()
     assert both.mean(1).abs().max() < 1e-4
+
+
+def test_the_largest_share_is_that_of_a_cell() -> None:
+    covariance = torch.diag(torch.tensor([0.02, 0.02, 0.02, 0.5, 0.5], dtype=torch.float64) ** 2)[None]
+    posterior = Posterior(torch.eye(3)[None], torch.zeros(1, 2), torch.zeros(1, dtype=torch.float64), covariance)
+    small, large = 1e-3**3 * 0.1**2, 1.0
+    density = 1 / (2 * torch.pi) ** 2.5 / covariance.det().sqrt()
+    assert torch.allclose(posterior.largest_share(small), density.double() * small, rtol=0.02)
+    assert posterior.largest_share(large) > 0.999
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -187,3 +215,39 @@ def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, monkeyp
         mine, theirs = (getattr(each[1], field.name).double() for each in (compiled, torch_alone))
         assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1), field.name
     assert (compiled[1].significant == 6).all() and (compiled[1].max_probability <= 1).all()
+    true = euler_to_matrix(torch.from_numpy(table.angles())).float().to(device)
+    off = torch.stack([rotation_distance(compiled[1].matrices, true @ each) for each in symmetry_operators("D2").to(true)]).amin(0)
+    assert off.median() < 3 and off.max() < 12  # whichever copy of its last pose the grid holds, an image is fitted
+
+
+def test_a_refinement_goes_from_searches_to_fits_to_its_end(tmp_path: Path) -> None:
+    images, table, truth = particles(150, 32, 6.0, 0.3)
+    view = seen(images, without_poses(table))
+    settings = Settings(dims=3, mask_diameter=150.0, symmetry="D2", ini_high=40.0, healpix_order=1, local_order=2, seed=1)
+    own = from_particles(without_poses(table), len(view.micrographs), split_halves(table, 1)[0])
+    state = first_state(view, own, lowpass(truth, 6.0, 40.0)[None], settings)
+    ways = []
+    for after in refine(view, state, settings):
+        ways.append(after.sampling.fit)
+        if after.sampling.fit == "found":  # a run that goes on from here is the same run
+            save_state(tmp_path / "state.pt", after)
+            again, here = (next(refine(view, each, settings)).assignments for each in (load_state(tmp_path / "state.pt"), after))
+            assert torch.equal(again.matrices, here.matrices)
+                next(refine(view, again, settings)).assignments.matrices, next(refine(view, after, settings)).assignments.matrices
+            )
+    first = ways.index("found")
+    assert first > 0 and set(ways[:first]) == {""} and set(ways[first + 1 :]) == {"last"}
+    assert after.progress.converged and after.progress.finished
+    errors = pose_errors(after.assignments.angles(), torch.from_numpy(table.angles()), "D2").summary()
+    assert errors["pose_median"] < 4 and errors["within_10_degrees"] > 0.97
+
+
+def test_a_state_from_before_there_were_fits_is_read(tmp_path: Path) -> None:
+    images, table, truth = particles(20, 32, 6.0, 0.3)
+    view = seen(images, table)
+    own = from_particles(table, len(view.micrographs), split_halves(table, 1)[0])
+    save_state(tmp_path / "state.pt", first_state(view, own, truth[None], Settings(dims=3, mask_diameter=150.0, symmetry="D2")))
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    del content["sampling"]["fit"]
+    torch.save(content, tmp_path / "state.pt")
+    assert load_state(tmp_path / "state.pt").sampling.fit == ""

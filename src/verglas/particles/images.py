@@ -40,7 +40,7 @@ class ArrayImages:
     """Images that are in memory already: a tensor [n, box, box], float32 or float16, with its pixel size (Å)."""
 
     def __init__(self, images: torch.Tensor, pixel_size: float) -> None:
-        self._images, self.pixel_size, self.box = images, pixel_size, int(images.shape[-1])
+        self._images, self.pixel_size, self.box = images.contiguous(), pixel_size, int(images.shape[-1])
 
     def __len__(self) -> int:
         return len(self._images)

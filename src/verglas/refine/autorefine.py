@@ -182,10 +182,8 @@ def _judge(state: State, before: Assignments, seen: Observations, settings: Sett
     smaller = progress.rotation_change * _CHANGE_COUNTS < progress.smallest_rotation
     smaller |= progress.offset_change * _CHANGE_COUNTS < progress.smallest_offset
     # grids are turned at random, so poses go on changing by about a step for ever: that is no progress either
-    within_a_step = progress.rotation_change < 30.0 / 2**state.sampling.order
-    if state.sampling.fit:
-        within_a_step = progress.rotation_change < _SETTLED * progress.accuracy_rotation
-    progress.without_changes = 0 if smaller and not within_a_step else progress.without_changes + 1
+    settled = _SETTLED * progress.accuracy_rotation if state.sampling.fit else 30.0 / 2**state.sampling.order
+    progress.without_changes = 0 if smaller and progress.rotation_change >= settled else progress.without_changes + 1
     progress.smallest_rotation = min(progress.smallest_rotation, progress.rotation_change)
     progress.smallest_offset = min(progress.smallest_offset, progress.offset_change)
     _expect_errors(state, seen, settings, score_shell)
@@ -203,8 +201,15 @@ def _expect_errors(state: State, seen: Observations, settings: Settings, score_s
 
 
 def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
-    """Halve the angles and fit the shifts to what can be told apart; converged when the angles are fine enough already."""
+    """Halve the angles and adapt the shifts to what can be told apart; converged when the angles are fine enough already.
+
+    Local searches that come near to what can be told apart give way to fits, after which nothing is finer.
+    """
     progress, sampling = state.progress, state.sampling
+    if not sampling.fit and _can_be_fitted(state):
+        sampling.fit = "found"
+        _forget(progress)
+        return
     oversampled = 60.0 / 2**sampling.order / 2
     if sampling.fit or oversampled < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER:
         progress.fine_enough = progress.converged = True
@@ -217,9 +222,15 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
     sampling.psi_step = 60.0 / 2**sampling.order
     if sampling.order >= settings.local_order:
         sampling.local_sigma = sampling.psi_step  # twice the oversampled step
-        if sampling.psi_step / 2 < _FIT_BELOW * progress.accuracy_rotation:
+        if _can_be_fitted(state):
             sampling.fit = "found"
     _forget(progress)
+
+
+def _can_be_fitted(state: State) -> bool:
+    """Whether the best candidates of a local search are near enough to the top of their posteriors."""
+    fine_step = 60.0 / 2**state.sampling.order / 2
+    return state.sampling.local_sigma is not None and fine_step < _FIT_BELOW * state.progress.accuracy_rotation
 
 
 def _forget(progress: Progress) -> None:

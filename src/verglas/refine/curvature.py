@@ -20,6 +20,8 @@ from verglas.compute.kernels import compiled_for
 from verglas.refine import curvature_native
 from verglas.volume.slices import Pixels, Projector
 
+_POINTS_AT_ONCE = 1 << 20  # of the plain code, 475 bytes each
+
 
 class Local(NamedTuple):
     """Of n images: value [n], slope [n, 5] and curvature [n, 5, 5] by (rotation vector in radians, shift in pixels), float32."""
@@ -43,6 +45,12 @@ def kernels_for(table: torch.Tensor) -> ModuleType | None:
 
 def plain_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """The sums over pixels [n, 20] that value, slope and curvature are made of; compiled code makes the same."""
+    step = max(1, _POINTS_AT_ONCE // len(pixels))
+    parts = zip(*(values.split(step) for values in (moved, ctf, matrices)))
+    return torch.cat([_plain_part(projector, pixels, *part) for part in parts]) if len(moved) else ctf.new_zeros(0, curvature_native.SUMS)
+
+
+def _plain_part(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     p, gradient = projector.project_with_gradient(matrices, pixels)
     along = torch.einsum("nka,nja->jnk", gradient, matrices.to(gradient))
     kx, ky = pixels.kx, pixels.ky

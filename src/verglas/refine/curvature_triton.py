@@ -22,10 +22,10 @@ def local_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: t
     table, scales = packed(projector)
     stride_y, stride_z, _ = strides(projector.table.shape[1:-1])
     place = (stride_y, stride_z, float(projector.half_range), float(projector.padding))
-    images = (torch.view_as_real(moved.contiguous()), ctf.contiguous(), matrices.contiguous())
+    images = (torch.view_as_real(moved.contiguous()), ctf.contiguous(), matrices.to(ctf).contiguous())
     if n:
         plane = (pixels.kx, pixels.ky, pixels.count, k)
-        _local_sums[(n, parts)](table, scales, *place, *images, *plane, triton.cdiv(blocks, parts), out, BLOCK=BLOCK)
+        _local_sums[(n, parts)](table, scales, *place, *images, *plane, triton.cdiv(blocks, parts), out, SUMS=SUMS, BLOCK=BLOCK)
     return out.sum(1)
 
 
@@ -54,7 +54,8 @@ def _slopes(table, stride_y, stride_z, corner, fx, fy, fz, mask):
 
 @triton.jit
 def _local_sums(
-    table, scales, stride_y, stride_z, half, padding, moved, ctf, matrices, kx, ky, count, k, steps, out, BLOCK: tl.constexpr,
+    table, scales, stride_y, stride_z, half, padding, moved, ctf, matrices, kx, ky, count, k, steps, out,
+    SUMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     image, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     matrix, scale = matrices + 9 * image, tl.load(scales)
@@ -106,7 +107,7 @@ def _local_sums(
         vv += c2 * (v_re * v_re + v_im * v_im)
         vd += v_re * d_re + v_im * d_im
         value += m_re * p_re + m_im * p_im - 0.5 * pp
-    into = out + (image * tl.num_programs(1) + part) * 20
+    into = out + (image * tl.num_programs(1) + part) * SUMS
     tl.store(into, tl.sum(uu_xx))
     tl.store(into + 1, tl.sum(uu_xy))
     tl.store(into + 2, tl.sum(uu_yy))

@@ -2,7 +2,7 @@
 
 Every image is compared with all coarse candidates (or, in local searches, with those near its pose) up to the coarse shell; the
 candidates that hold 0.999 of its weight are divided into their children and compared up to the current shell; the children that
-hold 0.999 of the weight enter the sums. METHOD.md §1, §3.
+hold 0.999 of the weight enter the sums. METHOD.md §1, §3. Fits (`Search.fit`) go on from the best of them, or from the last poses.
 """
 
 from __future__ import annotations

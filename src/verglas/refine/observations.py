@@ -34,7 +34,7 @@ class Batch:
     """Some particles, ready to be compared. Transforms are divided by the noise's deviation of their shell.
 
     rows int64 [b]; masked, unmasked complex64 [b, k]; ctf float32 [b, k] (times the scale, over the deviation);
-    power float64 [b, shells]: Σ|X|² of the masked image in each shell, not whitened, over the half plane's pixels;
+    power float64 [b, shells]: Σ|X|² of the masked image in each shell, not whitened, over the half plane's pixels.
     """
 
     rows: torch.Tensor

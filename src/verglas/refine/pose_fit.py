@@ -1,12 +1,14 @@
 """Continuous refinement of poses: each image's posterior over rotation and shift, by Gauss–Newton steps and a Gaussian about the top.
 
 Where the posterior is narrower than any grid that one would lay over it, it is close to a Gaussian: a few evaluations of slope and
-curvature (see `curvature`) find its maximum and its covariance, and six nodes carry it into the sums (`nodes`). METHOD.md §2.
+curvature (see `curvature`) find its maximum and its covariance, and six nodes carry it into the sums (`nodes`).
+Laplace's approximation; Levenberg–Marquardt steps; nodes: McNamee & Stenger 1967, Numer. Math. 10, 327.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +26,14 @@ _FARTHEST_PX = 1.0
 NODES = 6
 _NODES_AT = 3**0.5  # deviations from the centre: a rule that is exact to the third order in three dimensions
 
+Start = tuple[torch.Tensor, torch.Tensor]  # poses float32 [n, 3, 3] and shifts float32 [n, 2], pixels
+
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussians about poses `matrices` [n, 3, 3], `rotation` radians wide about each axis, and `shifts` [n, 2], `shift` pixels wide."""
+    """Gaussians about poses `matrices` float32 [n, 3, 3], `rotation` radians wide about each axis, and shifts `shifts` float32 [n, 2],
+    `shift` pixels wide an axis.
+    """
 
     rotation: float
     matrices: torch.Tensor
@@ -37,8 +43,8 @@ class Prior:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Of n images: the most likely poses [n, 3, 3] and shifts [n, 2] (pixels), the logarithm of the posterior there [n] (priors not
-    normalised), and the covariance [n, 5, 5] of rotation vector (radians, in the image's frame) and shift, float64.
+    """Of n images: the most likely poses float32 [n, 3, 3] and shifts float32 [n, 2] (pixels), the logarithm of the posterior there,
+    float64 [n] (priors not normalised), and the covariance, float64 [n, 5, 5], of rotation (radians, the image's frame) and shift.
     """
 
     matrices: torch.Tensor
@@ -52,17 +58,21 @@ class Posterior:
         spread = 0.5 * (torch.logdet(self.covariance) + dims * math.log(2 * math.pi))
         return self.log_top + spread - math.log(cell)
 
+    def largest_share(self, cell: float) -> torch.Tensor:
+        """Share of the posterior near its top, between 0 and 1 [n]: that of one cell where cells are small, all where they are large."""
+        return torch.sigmoid(self.log_top - self.log_total(cell))
+
 
 def fit_poses(
     projector: Projector,
     pixels: Pixels,
     images: torch.Tensor,
     ctf: torch.Tensor,
-    start: tuple[torch.Tensor, torch.Tensor],
+    starts: Sequence[Start],
     prior: Prior,
     most_steps: int = _MOST_STEPS,
 ) -> Posterior:
-    """The posterior of whitened images [n, ≥ k] with CTFs [n, ≥ k], from poses [n, 3, 3] and shifts [n, 2] (pixels) to `start` at.
+    """The posterior of whitened images [n, ≥ k] with CTFs [n, ≥ k], from the most likely of some poses and shifts to start at.
 
     A step that does not raise the posterior is taken back and tried again, shorter; an image is done when no step promises a gain.
     """
@@ -80,7 +90,9 @@ def fit_poses(
         return [matrices, shifts, value, seen.slope.double() - precision * away, seen.curvature.double() + torch.diag(precision)]
 
     active = torch.arange(len(images), device=ctf.device)
-    best = look(active, *start)
+    best = [values.clone() for values in look(active, *starts[0])]
+    for other in starts[1:]:
+        _improve(best, look(active, *other), active)
     damping = torch.full_like(best[2], _DAMPING)
     for _ in range(most_steps):
         matrices, shifts, top, slope, curvature = (values[active] for values in best)
@@ -90,10 +102,9 @@ def fit_poses(
         if not len(active):
             break
         trial = look(active, _turned(matrices[going], change[:, :3]), shifts[going] + change[:, 3:].float())
-        better = trial[2] >= top[going]
-        for values, new in zip(best, trial):
-            values[active[better]] = new[better]
-        damping[active] *= torch.where(better, _EASIER, _HARDER)
+        better = _improve(best, trial, active)
+        before = damping[active]
+        damping[active] = torch.where(better, _EASIER * before, (_HARDER * before).clamp(min=1.0))
     matrices, shifts, top, _, curvature = best
     return Posterior(matrices, shifts, top, torch.linalg.inv(curvature))
 
@@ -114,6 +125,14 @@ def nodes(posterior: Posterior) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     left = (shift - follow @ mixed.mT).diagonal(dim1=1, dim2=2).clamp(min=0)
     matrices = _turned(posterior.matrices[:, None].expand(-1, NODES, -1, -1), vectors)
     return matrices, posterior.shifts[:, None] + (vectors @ follow.mT).float(), left.float()
+
+
+def _improve(best: list[torch.Tensor], trial: list[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """Take over a trial of the images `rows` where its log posterior is no less (in place); where that was [rows]."""
+    better = trial[2] >= best[2][rows]
+    for values, new in zip(best, trial):
+        values[rows[better]] = new[better]
+    return better
 
 
 def _step(slope: torch.Tensor, curvature: torch.Tensor, damping: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

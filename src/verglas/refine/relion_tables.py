@@ -160,7 +160,7 @@ def _noise_tables(model: Model, seen: Observations) -> dict[str, pd.DataFrame]:
 
 
 def sampling_tables(state: State, settings: Settings, seen: Observations) -> dict[str, Any]:
-    """Tables of a `sampling.star`: the grid that the next iteration searches."""
+    """Tables of a `sampling.star`: the grid that the next iteration searches, or searched last where poses are fitted since."""
     sampling, space = state.sampling, settings.dims == 3
     psi_step = 60.0 / 2**sampling.order if space else sampling.psi_step
     offset_range, offset_step = sampling.offset_range * seen.pixel_size, sampling.offset_step * seen.pixel_size

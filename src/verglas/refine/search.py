@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -13,6 +14,8 @@ from verglas.refine.grids import GivenPoses, PoseGrid, Shifts
 from verglas.refine.model import Model
 from verglas.refine.observations import Batch, Observations
 from verglas.volume.slices import Pixels
+
+Fit = Literal["", "found", "last"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Search:
     fraction: float = 0.999
     at_most: int = 500
     half_precision: bool = False
-    fit: str = ""
+    fit: Fit = ""
 
     @property
     def max_shell(self) -> int:

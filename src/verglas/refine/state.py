@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ class Sampling:
     offset_range: float
     offset_step: float
     local_sigma: float | None = None
-    fit: str = ""
+    fit: Literal["", "found", "last"] = ""
 
 
 @dataclass
