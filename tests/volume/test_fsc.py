@@ -103,3 +103,11 @@ def test_curves_are_those_of_relion_postprocess(tmp_path):
     assert fs.resolution(corrected, 32, 2.0) == pytest.approx(final, abs=1e-5)
     ours = fs.fsc(*(fs.phase_randomise(half, start, generator(seed)) * mask for seed, half in ((5, first), (6, second))))
     assert (ours - randomised)[start + 2 :].abs().max() < 0.3 and ours[start + 2 :].abs().mean() < 0.12
+
+
+def test_curves_are_corrected_two_shells_after_the_randomisation():
+    masked, random = torch.full((12,), 0.9), torch.full((12,), 0.5)
+    found = fs.corrected_fsc(masked, random, 6)
+    assert (
+        [bool(fs.corrected_at(shell, 6)) for shell in range(12)] == [value < 0.85 for value in found.tolist()] == [False] * 8 + [True] * 4
+    )

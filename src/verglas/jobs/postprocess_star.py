@@ -82,19 +82,22 @@ def read_postprocess(path: Path) -> dict[str, float]:
     import numpy as np
 
     from verglas.io.star import list_table, numbers, read_star
+    from verglas.volume.fsc import corrected_at
 
     blocks = read_star(path)
     pairs = {label: str(value) for table in ("general", "verglas") for label, value in dict(blocks[table]).items()}
     curves = list_table(blocks, "fsc", path)
     shell, size = int(pairs["verglasFinalShell"]), 2 * (len(curves) - 1)
     random = numbers(curves, "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps", path)
+    randomised_from = float(pairs["rlnRandomiseFrom"])
+    first = round(size * float(pairs["verglasPixelSize"]) / randomised_from)
     found = {
         "resolution": float(pairs["rlnFinalResolution"]),
         "shell": shell,
         "bfactor": float(pairs["rlnBfactorUsedForSharpening"]),
         "mask_share": float(pairs["verglasMaskShareOfBox"]),
-        "randomised_from": float(pairs["rlnRandomiseFrom"]),
-        "random_fsc_at_resolution": float(random[shell]),
+        "randomised_from": randomised_from,
+        "random_fsc_at_resolution": float(random[shell]) if corrected_at(shell, first) else 0.0,
     }
     if "verglasFourierShellCorrelationModel" in curves:
         under = np.flatnonzero(numbers(curves, "verglasFourierShellCorrelationModel", path)[1:] < 0.5)

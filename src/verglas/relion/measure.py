@@ -89,6 +89,7 @@ def _postprocess(out: Path, params: Any) -> Metrics:
 
     from verglas.io.mrc import read_map
     from verglas.io.star import list_table, numbers, read_star
+    from verglas.volume.fsc import corrected_at
 
     path = out / "postprocess.star"
     blocks = read_star(path)
@@ -96,7 +97,8 @@ def _postprocess(out: Path, params: Any) -> Metrics:
     curves = list_table(blocks, "fsc", path)
     density, pixel_size = read_map(out / "postprocess.mrc", params.angpix)
     resolution = float(general["rlnFinalResolution"])
-    shell = round(density.shape[-1] * pixel_size / resolution)
+    randomised_from = float(general["rlnRandomiseFrom"])
+    shell, first = (round(density.shape[-1] * pixel_size / each) for each in (resolution, randomised_from))
     random = numbers(curves, "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps", path)
     mask, _ = read_map(general["rlnMaskName"])
     return {
@@ -104,8 +106,8 @@ def _postprocess(out: Path, params: Any) -> Metrics:
         "shell": shell,
         "bfactor": float(general["rlnBfactorUsedForSharpening"]),
         "mask_share": float((mask >= 0.5).mean()),
-        "randomised_from": float(general["rlnRandomiseFrom"]),
-        "random_fsc_at_resolution": float(random[shell]),
+        "randomised_from": randomised_from,
+        "random_fsc_at_resolution": float(random[shell]) if corrected_at(shell, first) else 0.0,
         "resolution_by_nyquist": resolution / (2 * pixel_size),
         "map_deviation": float(np.std(density)),
     }

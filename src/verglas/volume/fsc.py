@@ -81,11 +81,16 @@ def phase_randomise(volume: torch.Tensor, from_shell: int, generator: torch.Gene
     return irfft_centred(torch.where(shell_index(size, dims, volume.device) >= from_shell, mixed, transform), size, dims)
 
 
+def corrected_at(shell: int | torch.Tensor, from_shell: int) -> bool | torch.Tensor:
+    """Whether the FSC of a shell is corrected for phases that were randomised from another on: two shells later, where none leak in."""
+    return shell >= from_shell + 2
+
+
 def corrected_fsc(masked: torch.Tensor, randomised: torch.Tensor, from_shell: int) -> torch.Tensor:
-    """(FSC_masked - FSC_random) / (1 - FSC_random), from two shells after the randomisation shell on; before that FSC_masked.
+    """(FSC_masked - FSC_random) / (1 - FSC_random), where `corrected_at` says; before that FSC_masked.
 
     `masked`, `randomised`: FSC of the masked maps before and after the phases were randomised from `from_shell`, [shells].
     """
     corrected = (masked - randomised) / (1 - randomised).clamp(min=1e-12)
     shells = torch.arange(len(masked), device=masked.device)
-    return torch.where(shells < from_shell + 2, masked, corrected)
+    return torch.where(torch.as_tensor(corrected_at(shells, from_shell)), corrected, masked)
