@@ -135,7 +135,7 @@ def add_groups(
         numerators, weights = kernels.sum_into_slices(unmasked, ctf, factors, groups, every[:-1], every)
     else:
         phase = torch.complex(*(_weighted_by_group(part, groups) for part in (factors.real, factors.imag)))
-        share = _weighted_by_group(torch.ones_like(groups.weight)[:, None], groups)
+        share = _weighted_by_group(factors.new_ones(len(factors), 1).real, groups)
         slices = all_of.candidates.projector.project(matrices, full)
         moved = (masked * ctf)[groups.image] * phase
         products = torch.stack([(moved.conj() * slices).real, share * slices.abs().square() * ctf.square()[groups.image]])
@@ -152,9 +152,8 @@ def parts_of(batch: Batch, reals: int) -> Iterator[tuple[int, int]]:
 
 
 def _weighted_by_group(values: torch.Tensor, groups: Groups) -> torch.Tensor:
-    """Weighted sums of each group's rows of `values` [m, k], or of one row an entry."""
-    which = groups.shift if len(values) != len(groups.shift) else torch.arange(len(values), device=values.device)
-    return torch.nn.functional.embedding_bag(which, values, groups.starts[:-1], mode="sum", per_sample_weights=groups.weight)
+    """Weighted sums of the rows of `values` [m, k] that are each group's shifts."""
+    return torch.nn.functional.embedding_bag(groups.shift, values, groups.starts[:-1], mode="sum", per_sample_weights=groups.weight)
 
 
 def _enough(share: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from verglas.io.atomic import whole_file
 from verglas.refine.assignments import Assignments
 from verglas.refine.model import Model
+from verglas.refine.search import Fit
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Sampling:
     offset_range: float
     offset_step: float
     local_sigma: float | None = None
-    fit: Literal["", "found", "last"] = ""
+    fit: Fit = ""
 
 
 @dataclass
