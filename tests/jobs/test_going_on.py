@@ -1,7 +1,6 @@
 """A run gone on with from any of its iterations ends as it did the first time, to the bit."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,9 @@ RUNS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("here")
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("on")
@@ -29,13 +31,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_particles(folder / "particles.star", bare)
     write_map(folder / "map.mrc", truth.numpy(), 8.0)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def here(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(inputs)
-    monkeypatch.setattr("verglas.pictures.maps.draw_surface", lambda *_, **__: None)
-    yield
 
 
 def files(folder: str) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """What must not change a result: the order of the rows, and whether the images are kept in memory or read from disk each time."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,9 @@ RUNS: dict[str, tuple[JobType, dict[str, Any], str]] = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("here")
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("independent")
@@ -40,13 +42,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_particles(folder / "plain.star", posed)
     write_particles(folder / "shuffled.star", posed.subset(order))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def here(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(inputs)
-    monkeypatch.setattr("verglas.pictures.maps.draw_surface", lambda *_, **__: None)
-    yield
 
 
 def run(what: str, table: str, out: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,9 @@ CLASSIFY = ("Class2D", *COMMON, "--classes", 2, "--iterations", 3, "--psi-step",
 FINAL = ("run_class001.mrc", "run_half1_class001_unfil.mrc")
 
 
+pytestmark = pytest.mark.usefixtures("here")
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small set, and its refinement by one process."""
@@ -43,14 +45,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("verglas.pictures.maps.draw_surface", lambda *_, **__: None)
         assert job(*map(str, REFINE), out="alone").code == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def here(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In the folder, and without the picture that takes longer than all the rest."""
-    monkeypatch.chdir(inputs)
-    monkeypatch.setattr("verglas.pictures.maps.draw_surface", lambda *_, **__: None)
-    yield
 
 
 def record_of(folder: str) -> Record:
