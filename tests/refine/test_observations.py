@@ -12,7 +12,15 @@ from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
 from verglas.particles import ArrayImages, write_particles
 from verglas.refine.assignments import from_particles
-from verglas.refine.observations import check_mask_diameter, rolled, shift_factors, unmagnified, unusable
+from verglas.refine.observations import (
+    check_mask_diameter,
+    masked_and_whole,
+    power_by_shell,
+    rolled,
+    shift_factors,
+    unmagnified,
+    unusable,
+)
 from verglas.volume.fourier import fourier_shift, frequency_grid, irfft_centred, rfft_centred
 from verglas.volume.reconstruct import reconstruct
 from verglas.volume.rotations import euler_to_matrix
@@ -37,6 +45,37 @@ def test_images_are_centred_masked_and_whitened() -> None:
     assert torch.allclose(
         view.batch(torch.arange(40), own, 4 * sigma2, pixels).masked * 2, view.batch(torch.arange(40), own, sigma2, pixels).masked
     )
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.float32])
+@pytest.mark.parametrize("box", [16, 33])
+@pytest.mark.parametrize("device", DEVICES)
+def test_images_are_made_ready_in_one_pass(device: str, box: int, kept: torch.dtype) -> None:
+    """Over their norm, moved around the edges by any number of pixels, with the mask and without."""
+    draw = torch.Generator().manual_seed(box)
+    images, mask = torch.randn(7, box, box, generator=draw).to(kept), torch.rand(box, box, generator=draw)
+    norm, shifts = torch.rand(7, generator=draw) + 0.5, torch.randint(-3 * box, 3 * box, (7, 2), generator=draw)
+    moved = [np.roll(image.float().numpy() / float(n), (int(y), int(x)), (0, 1)) for image, n, (x, y) in zip(images, norm, shifts)]
+    whole = torch.tensor(np.stack(moved))
+    found = masked_and_whole(*(each.to(device) for each in (images, norm, shifts, mask))).cpu()
+    assert torch.allclose(found, torch.stack([whole * mask, whole]), rtol=1e-6)
+    assert masked_and_whole(*(each[:0].to(device) for each in (images, norm, shifts)), mask.to(device)).shape == (2, 0, box, box)
+
+
+@pytest.mark.parametrize("box", [16, 33])
+@pytest.mark.parametrize("device", DEVICES)
+def test_power_is_summed_by_shell(device: str, box: int) -> None:
+    pixels = pixel_list(box, (box - 1) // 2, device=device)
+    shells = (box - 1) // 2 + 1
+    starts = torch.searchsorted(pixels.shell, torch.arange(shells + 1, device=device))
+    transforms = torch.fft.rfft2(torch.randn(5, box, box, generator=torch.Generator().manual_seed(box)).to(device)).flatten(1)
+    found = power_by_shell(transforms, pixels.index, starts)
+    power = transforms[:, pixels.index].abs().double().square().cpu()
+    expected = torch.stack([torch.bincount(pixels.shell.cpu(), of_image, shells) for of_image in power])
+    assert found.dtype == torch.float64 and torch.allclose(found.cpu(), expected, rtol=1e-5)
 
 
 def test_rolling_is_shifting_by_whole_pixels() -> None:

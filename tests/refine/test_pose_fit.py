@@ -208,7 +208,7 @@ def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, monkeyp
         for module in (slices, accumulate, curvature):
             plain.setattr(module, "kernels_for", lambda _: None)
         torch_alone = expect(view, rows, own, model, search)
-    tolerance = 3e-3 if device == "cpu" else 3e-2  # of slices in halves fits end elsewhere, by a small part of the deviation
+    tolerance = 3e-3 if device == "cpu" else 5e-2  # of slices in halves fits end elsewhere, by a small part of the deviation
     for mine, theirs in zip(compiled[0].tensors(), torch_alone[0].tensors()):
         assert (mine - theirs).norm() < tolerance * theirs.norm()
     for field in fields(Found):

@@ -13,7 +13,7 @@ from verglas.volume.rotations import euler_to_matrix, matrix_to_euler
 
 @dataclass
 class Assignments:
-    """One row a particle, on the CPU but for `norm` and `scale`, which may live on the card.
+    """One row a particle, all on one device.
 
     matrices float32 [n, 3, 3]; origins float32 [n, 2] (Å, the shift that centres the particle); classes int64 [n] from 0;
     half int64 [n] (0 or 1); norm float32 [n], mean 1; scale float32 [micrographs], mean 1; log_likelihood, max_probability

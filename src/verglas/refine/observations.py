@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
 
+from verglas.compute.kernels import on_card
 from verglas.compute.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
@@ -24,6 +26,7 @@ from verglas.volume.fourier import fourier_pad, rfft_centred
 from verglas.volume.masks import soft_circle
 from verglas.volume.slices import Pixels, pixel_list
 
+_ON_CARDS = "verglas.refine.observations_triton"
 _FINER = 3  # sampling of images that are freed of anisotropic magnification
 MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
 _TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
@@ -78,6 +81,7 @@ class Observations:
         matrices = magnification(particles) if correct_ctf else None
         self.magnification = None if matrices is None or bool((matrices == torch.eye(2)).all()) else matrices
         self.all_pixels = pixel_list(self.box, (self.box - 1) // 2, device=self.device)
+        self._shell_starts = self._starts(self.all_pixels)
         self.pixels_of_shell = torch.bincount(self.all_pixels.shell, minlength=self.shells)
 
     def __len__(self) -> int:
@@ -112,6 +116,14 @@ class Observations:
             return images
         return unmagnified(images, self.magnification.to(images)[self.noise_group[rows]])
 
+    def _masked_and_whole(self, rows: torch.Tensor, assignments: Assignments, read: torch.Tensor | None) -> torch.Tensor:
+        """`images` under the mask, and as they are [2, b, N, N]."""
+        if self.magnification is None:
+            images = self.read(rows) if read is None else read
+            return masked_and_whole(images, assignments.norm[rows], assignments.whole_shifts(rows, self.pixel_size), self.mask)
+        images = self.images(rows, assignments, read)
+        return torch.stack([images * self.mask, images])
+
     def batch(
         self,
         rows: torch.Tensor,
@@ -126,10 +138,8 @@ class Observations:
 
         `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched). `read`: see `images`.
         """
-        images = self.images(rows, assignments, read)
-        masked, unmasked = (torch.fft.rfft2(each).flatten(1) for each in (images * self.mask, images))
-        everywhere = masked[:, self.all_pixels.index]
-        power = self.shell_sum(everywhere.real.square() + everywhere.imag.square(), self.all_pixels)
+        masked, unmasked = torch.fft.rfft2(self._masked_and_whole(rows, assignments, read)).flatten(2)
+        power = power_by_shell(masked, self.all_pixels.index, self._shell_starts)
         whiten = sigma2.rsqrt().float()[self.noise_group[rows]][:, pixels.shell] * pixels.valid
         factor: torch.Tensor = whiten * _centring(pixels)
         undo = self._undo_aberrations(rows, pixels)
@@ -151,9 +161,11 @@ class Observations:
         own = values[..., : pixels.count]
         if own.is_cuda and own.numel() == own.shape[-1]:  # of a single row a card adds up its parts in any order
             return self.shell_sum(torch.stack([values, values]), pixels)[0]
-        running = torch.nn.functional.pad(torch.cumsum(own, -1, dtype=torch.float64), (1, 0))
-        shells = torch.arange(self.shells + 1, device=values.device)
-        return running[..., torch.searchsorted(pixels.shell[: pixels.count], shells)].diff(dim=-1)
+        return _sums_between(own, self._starts(pixels))
+
+    def _starts(self, pixels: Pixels) -> torch.Tensor:
+        """Where each shell begins among the pixels, which are sorted by shell, and where the last ends [shells + 1]."""
+        return torch.searchsorted(pixels.shell[: pixels.count], torch.arange(self.shells + 1, device=self.device))
 
     def _frequencies(self, pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor]:
         extent = self.box * self.pixel_size
@@ -177,6 +189,38 @@ class Observations:
         lens = {name: self._ctf[name][rows] for name in ("voltage", "spherical_aberration")}
         kx, ky = self._frequencies(pixels)
         return aberration_phase(kx, ky, **lens, **per_row).conj()
+
+
+def masked_and_whole(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Images [b, N, N] over `norm` [b], moved by whole `shifts` [b, 2] px (x, y) around the edges: times `mask`, and not [2, b, N, N]."""
+    kernels = _kernels(images)
+    if kernels is not None:
+        return kernels.masked_and_whole(images, norm, shifts, mask)
+    whole = rolled(images.float() / norm.float()[:, None, None], shifts)
+    return torch.stack([whole * mask, whole])
+
+
+def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Σ|X|² of flattened transforms [b, n] over the pixels `index` [k] of each shell, which begins at `starts` [shells + 1] of them.
+
+    float64 [b, shells].
+    """
+    kernels = _kernels(transforms.real)
+    if kernels is not None:
+        return kernels.power_by_shell(transforms, index, starts)
+    chosen = transforms[:, index]
+    return _sums_between(chosen.real.square() + chosen.imag.square(), starts)
+
+
+def _sums_between(values: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Sums of values [..., k] from each of `starts` [m + 1] to the next, float64 [..., m]: differences of the running sum."""
+    running = torch.nn.functional.pad(torch.cumsum(values, -1, dtype=torch.float64), (1, 0))
+    return running[..., starts].diff(dim=-1)
+
+
+def _kernels(values: torch.Tensor) -> ModuleType | None:
+    """The kernels of a card; on a CPU, and for other numbers than the images' own, the plain code serves."""
+    return on_card(_ON_CARDS) if values.is_cuda and values.dtype in (torch.float16, torch.float32) else None
 
 
 def _centring(pixels: Pixels) -> torch.Tensor:
