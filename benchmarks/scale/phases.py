@@ -55,6 +55,8 @@ WRAPPED = (
     Wrapped("verglas.refine.expectation", "_coarse_everywhere", "coarse", _coarse_products, "TFLOP/s"),
     Wrapped("verglas.refine.expectation", "_coarse_near", "coarse, local"),
     Wrapped("verglas.refine.expectation", "_near", "neighbours"),
+    Wrapped("verglas.refine.expectation", "likely", "posterior"),
+    Wrapped("verglas.refine.expectation", "likely_poses", "posterior"),
     Wrapped("verglas.refine.expectation", "keep_weight", "posterior"),
     Wrapped("verglas.refine.expectation", "_fine", "fine"),
     Wrapped("verglas.refine.expectation", "accumulate", "sum"),

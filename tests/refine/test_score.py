@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from verglas.refine.posterior import keep_weight, winner
+from verglas.refine.posterior import keep_weight, likely, likely_poses, winner
 from verglas.refine.ragged import chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, reals, shifted
 
@@ -26,10 +26,14 @@ def direct(images: torch.Tensor, ctf: torch.Tensor, factors: torch.Tensor, slice
     return 0.5 * moved.abs().square().sum(-1)[:, :, None] - 0.5 * difference.abs().square().sum(-1)
 
 
+def scores(dense: DenseSlices, moved: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
+    return dense.products(moved) - dense.energies(ctf)[:, None]
+
+
 def test_scores_are_the_log_likelihood() -> None:
     images, ctf, factors, slices = operands()
     exact = direct(images, ctf, factors, slices)
-    dense = DenseSlices(reals(slices), half_precision=False).scores(shifted(images, ctf, factors), ctf)
+    dense = scores(DenseSlices(reals(slices), half_precision=False), shifted(images, ctf, factors), ctf)
     assert (dense - exact).abs().max() < 1e-3
     own = own_scores(shifted(images, ctf, factors), ctf, reals(slices).expand(5, -1, -1))
     assert (own.mT - exact).abs().max() < 1e-3
@@ -39,7 +43,7 @@ def test_half_precision_errs_by_the_spread_not_by_the_size() -> None:
     """Slices that share most of what they show: large scores of little spread, which bf16 alone would round by their size."""
     images, ctf, factors, slices = operands(slices=400)
     exact = direct(images, ctf, factors, slices)
-    found = DenseSlices(reals(slices), half_precision=True).scores(shifted(images, ctf, factors), ctf)
+    found = scores(DenseSlices(reals(slices), half_precision=True), shifted(images, ctf, factors), ctf)
     error = (found - exact).square().mean().sqrt()
     plain = (shifted(images, ctf, factors).flatten(0, 1).bfloat16() @ reals(slices).bfloat16().T).float().view(5, 3, -1)
     plain -= 0.5 * (ctf.square() @ slices.abs().square().T)[:, None]
@@ -57,7 +61,7 @@ def test_correlations_do_not_depend_on_the_references_scale() -> None:
 def test_kept_weight_is_the_smallest_set_and_sums_to_one() -> None:
     scores = torch.randn(6, 300, generator=torch.Generator().manual_seed(2)) * 3
     scores[0, 7:] = -torch.inf
-    kept, normaliser = keep_weight(scores, 0.99, 1000)
+    kept, normaliser = keep_weight(likely(scores), 0.99, 1000)
     weights = torch.softmax(scores.double(), dim=1)
     for image in range(6):
         mine = kept.place[kept.image == image]
@@ -66,13 +70,31 @@ def test_kept_weight_is_the_smallest_set_and_sums_to_one() -> None:
         assert set(mine.tolist()) == set(ordered.indices[:count].tolist())
         assert abs(float(kept.weight[kept.image == image].sum()) - 1) < 1e-5
     assert torch.allclose(normaliser.largest + normaliser.log_sum, torch.logsumexp(scores, 1), atol=1e-4)
-    assert torch.bincount(keep_weight(torch.zeros(3, 500), 0.999, 20)[0].image).tolist() == [20, 20, 20]
+    assert torch.bincount(keep_weight(likely(torch.zeros(3, 500)), 0.999, 20)[0].image).tolist() == [20, 20, 20]
     assert winner(scores)[0].place.tolist() == scores.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("slices", "bound"), [(30, False), (1024, True), (2500, False), (2500, True)])
+def test_likely_poses_are_those_of_the_sum_of_all_terms(device: str, slices: int, bound: bool) -> None:
+    generator = torch.Generator().manual_seed(slices)
+    products, energy = 20 * torch.randn(4, 3, slices, generator=generator), 5 * torch.rand(4, slices, generator=generator)
+    log_shift, log_slice = torch.randn(4, 3, generator=generator), torch.randn(slices, generator=generator)
+    classes, own = torch.arange(slices) % 3, torch.tensor([-1, 0, 2, 1])
+    scores = products - energy[:, None] + log_shift[:, :, None] + log_slice
+    if bound:
+        scores.masked_fill_(((own >= 0)[:, None] & (own[:, None] != classes))[:, None], -torch.inf)
+    expected = likely(scores.flatten(1))
+    given = [each.to(device) for each in (products.clone(), energy, log_shift, log_slice, classes)]
+    found = likely_poses(*given, own.to(device) if bound else None)
+    assert torch.equal(found.image.cpu(), expected.image) and torch.equal(found.place.cpu(), expected.place)
+    assert torch.allclose(found.score.cpu(), expected.score, rtol=1e-5) and torch.allclose(found.largest.cpu(), expected.largest, rtol=1e-5)
+    assert 4 < len(found.place) < 4 * 3 * slices
 
 
 def test_a_score_of_thousands_does_not_overflow() -> None:
     scores = torch.tensor([[5000.0, 5001.0, 4000.0], [-9000.0, -9001.0, -torch.inf]])
-    kept, normaliser = keep_weight(scores, 0.999, 10)
+    kept, normaliser = keep_weight(likely(scores), 0.999, 10)
     assert torch.isfinite(kept.weight).all() and torch.isfinite(normaliser.largest).all()
     assert torch.allclose(kept.weight, torch.tensor([0.7311, 0.2689, 0.7311, 0.2689]), atol=1e-3)
 

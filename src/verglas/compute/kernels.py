@@ -25,6 +25,11 @@ def compiled_for(values: torch.Tensor, native: ModuleType, on_cards: str) -> Mod
     return native if values.device.type == "cpu" and native_library(source) is not None else None
 
 
+def card_kernels(values: torch.Tensor, name: str) -> ModuleType | None:
+    """The module of Triton kernels `name` where `values` lie on a card, in the numbers it takes; else None, and the plain code serves."""
+    return on_card(name) if values.is_cuda and values.dtype in (torch.float16, torch.float32) else None
+
+
 @cache
 def on_card(name: str) -> ModuleType | None:
     """The module of Triton kernels `name`, or None where Triton is not installed."""

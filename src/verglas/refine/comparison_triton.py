@@ -7,40 +7,11 @@ import triton
 import triton.language as tl
 
 from verglas.refine.groups import Groups
-from verglas.refine.ragged import Lists, padded
-from verglas.refine.score import shifted
+from verglas.refine.score_triton import score_listed, score_own
 from verglas.volume.slices import Pixels, Projector
 from verglas.volume.slices_triton import BLOCK, packed, sample, strides
 
-
-def score_own(
-    projector: Projector,
-    pixels: Pixels,
-    images: torch.Tensor,
-    ctf: torch.Tensor,
-    factors: torch.Tensor,
-    which: torch.Tensor,
-    slices: Lists,
-    matrices: torch.Tensor,
-    classes: torch.Tensor,
-    shifts: Lists,
-    *,
-    correlation: bool,
-) -> torch.Tensor:
-    """As `comparison.score_own`; the slices of all images `which` are in memory at once, and meet their shifts in one product."""
-    k = len(pixels)
-    row, real = padded(slices, which)
-    column, there = padded(shifts, which)
-    values = torch.empty(*row.shape, 2 * k, device=ctf.device)
-    blocks = triton.cdiv(k, BLOCK)
-    energy = torch.empty(*row.shape, blocks, device=ctf.device)
-    chosen, image = slices.values[row].flatten(), which.repeat_interleave(row.shape[1])
-    operands = (*_references(projector), matrices, classes, chosen, image, ctf, ctf.shape[1], *_plane(pixels))
-    _sample_own[(len(chosen), blocks)](*operands, values, energy, BLOCK=BLOCK)
-    moved = shifted(images[which, :k], ctf[which, :k], factors[shifts.values[column]])
-    cross, energy = torch.bmm(values, moved.mT), energy.sum(-1, keepdim=True)
-    scores = cross / energy.sqrt().clamp(min=1e-20) if correlation else cross - 0.5 * energy
-    return scores.masked_fill_(~(real[:, :, None] & there[:, None, :]), -torch.inf)
+__all__ = ["score_listed", "score_own", "sum_into_slices", "sum_over_slices"]
 
 
 def sum_into_slices(
@@ -117,25 +88,6 @@ def _slice(table, scales, class_, stride_y, stride_z, stride_map, half, padding,
     own, scale = table + class_ * stride_map, tl.load(scales + class_)
     real, imaginary = sample(own, stride_y, stride_z, half, padding, matrix, x, y, mask, True)
     return tl.where(mask, scale * real, 0.0), tl.where(mask, scale * imaginary, 0.0)
-
-
-@triton.jit
-def _sample_own(
-    table, scales, stride_y, stride_z, stride_map, half, padding, matrices, classes, chosen, image_of, ctf, stride, kx, ky, count, k,
-    values, energy, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row, pixel = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = pixel < count
-    x, y = tl.load(kx + pixel, mask=there, other=0.0), tl.load(ky + pixel, mask=there, other=0.0)
-    pose = tl.load(chosen + row)
-    class_, matrix = tl.load(classes + pose), matrices + 9 * pose
-    real, imaginary = _slice(table, scales, class_, stride_y, stride_z, stride_map, half, padding, matrix, x, y, there)
-    into = values + 2 * (row * k + pixel)
-    tl.store(into, real, mask=pixel < k)
-    tl.store(into + 1, imaginary, mask=pixel < k)
-    transfer = tl.load(ctf + tl.load(image_of + row) * stride + pixel, mask=there, other=0.0)
-    of_block = energy + row * tl.num_programs(1) + tl.program_id(1)
-    tl.store(of_block, tl.sum(transfer * transfer * (real * real + imaginary * imaginary)))
 
 
 @triton.jit

@@ -22,14 +22,14 @@ from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
-from verglas.refine.posterior import Normaliser, keep_weight, winner
+from verglas.refine.posterior import Normaliser, keep_weight, likely, likely_poses, winner
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, shifted
 from verglas.refine.search import Found, Pass, Search
 from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
 
-_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 29}  # reals held for one product: a share of a core's cache; of a card's memory
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}  # reals held at once: a share of a core's cache; of a card's memory
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
@@ -86,16 +86,16 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
     every = torch.arange(len(dense), device=ctf.device)
     classes = all_of.candidates.class_of(every)
     prior = all_of.log_class()[classes]
+    bound = None if only_class is None else only_class[batch.rows]
     if search.correlation:
         scores = dense.correlations(moved, ctf)
+        if bound is not None:
+            scores.masked_fill_(((bound >= 0)[:, None] & (bound[:, None] != classes))[:, None, :], -torch.inf)
+        kept, _ = winner(scores.flatten(1))
     else:
-        scores = dense.scores(moved, ctf)
-        scores += all_of.log_shift(batch, search.shifts.coarse)[:, :, None]
-        scores += prior
-    if only_class is not None:
-        bound = only_class[batch.rows][:, None]
-        scores.masked_fill_(((bound >= 0) & (bound != classes))[:, None, :], -torch.inf)
-    kept, _ = winner(scores.flatten(1)) if search.correlation else keep_weight(scores.flatten(1), search.fraction, search.at_most)
+        log_shift = all_of.log_shift(batch, search.shifts.coarse)
+        found = likely_poses(dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
+        kept, _ = keep_weight(found, search.fraction, search.at_most)
     row = kept.place % len(dense)
     return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]
 
@@ -214,8 +214,7 @@ def _own_scores(
     if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
         local = rows._replace(values=torch.arange(len(rows.values), device=factors.device))
-        held = 2 * k * (rows.counts + 2 * shifts.counts) if factors.is_cuda else rows.counts * shifts.counts
-        for images in chunks(held, _CHUNK[factors.device.type]):
+        for images in chunks(rows.counts * shifts.counts, _CHUNK[factors.device.type]):
             operands = (candidates.projector, pixels, batch.masked, batch.ctf, factors)
             yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
@@ -226,21 +225,25 @@ def _own_scores(
         used, parent = torch.unique(rows.values[begin:end:fan] // fan, return_inverse=True)
         table = candidates.slices(used, fan, pixels)
         place = (parent[:, None] * fan + torch.arange(fan, device=parent.device)).flatten()
-        own = Lists(place, rows.extra[begin:end], rows.starts[first:last] - begin, rows.counts[first:last])
-        sizes = 2 * k * (own.counts + 2 * shifts.counts[first:last])
+        own = Lists(place, rows.extra[begin:end], rows.starts - begin, rows.counts)
+        if kernels is not None:
+            for owners in chunks((rows.counts * shifts.counts)[first:last], _CHUNK[factors.device.type]):
+                seen = (batch.masked, batch.ctf, factors, owners + first)
+                yield owners + first, kernels.score_listed(table, pixels, *seen, own, shifts, correlation=search.correlation)
+            continue
+        sizes = 2 * k * (rows.counts + 2 * shifts.counts)[first:last]
         for owners in chunks(sizes, _CHUNK[factors.device.type]):
-            place_of, real = padded(own, owners)
-            yield owners + first, _scores_of(batch, owners + first, table[own.values[place_of]], real, shifts, factors, search.correlation)
+            yield owners + first, _scores_of(batch, owners + first, table, own, shifts, factors, search.correlation)
 
 
 def _scores_of(
-    batch: Batch, images: torch.Tensor, slices: torch.Tensor, real: torch.Tensor, shifts: Lists, factors: torch.Tensor, correlation: bool
+    batch: Batch, images: torch.Tensor, table: torch.Tensor, rows: Lists, shifts: Lists, factors: torch.Tensor, correlation: bool
 ) -> torch.Tensor:
-    """Scores [o, r, t] of images against slices of their own [o, r, 2k], of which `real` [o, r] are there."""
-    place, there = padded(shifts, images)
+    """Scores [o, r, t] of images against rows of the table of slices [m, 2k] and shifts of their own."""
+    (row, real), (column, there) = padded(rows, images), padded(shifts, images)
     ctf = batch.ctf[images, : factors.shape[-1]]
-    moved = shifted(batch.masked[images, : factors.shape[-1]], ctf, factors[shifts.values[place]])
-    scores = own_scores(moved, ctf, slices, correlation=correlation)
+    moved = shifted(batch.masked[images, : factors.shape[-1]], ctf, factors[shifts.values[column]])
+    scores = own_scores(moved, ctf, table[rows.values[row]], correlation=correlation)
     return scores.masked_fill_(~(real[:, :, None] & there[:, None, :]), -torch.inf)
 
 
@@ -254,7 +257,7 @@ def _weigh(
         scores += rows.extra[row_place][:, :, None]
         scores += log_shift[images[:, None], shift][:, None, :]
     flat = scores.flatten(1)
-    kept, normaliser = winner(flat) if search.correlation else keep_weight(flat, search.fraction, search.at_most)
+    kept, normaliser = winner(flat) if search.correlation else keep_weight(likely(flat), search.fraction, search.at_most)
     row, column = kept.place // shift.shape[1], kept.place % shift.shape[1]
     return Entries(images[kept.image], rows.values[row_place[kept.image, row]], shift[kept.image, column], kept.weight), normaliser
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 import torch
 
-from verglas.compute.kernels import on_card
+from verglas.compute.kernels import card_kernels
 from verglas.compute.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
@@ -193,7 +192,7 @@ class Observations:
 
 def masked_and_whole(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Images [b, N, N] over `norm` [b], moved by whole `shifts` [b, 2] px (x, y) around the edges: times `mask`, and not [2, b, N, N]."""
-    kernels = _kernels(images)
+    kernels = card_kernels(images, _ON_CARDS)
     if kernels is not None:
         return kernels.masked_and_whole(images, norm, shifts, mask)
     whole = rolled(images.float() / norm.float()[:, None, None], shifts)
@@ -205,7 +204,7 @@ def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.
 
     float64 [b, shells].
     """
-    kernels = _kernels(transforms.real)
+    kernels = card_kernels(transforms.real, _ON_CARDS)
     if kernels is not None:
         return kernels.power_by_shell(transforms, index, starts)
     chosen = transforms[:, index]
@@ -216,11 +215,6 @@ def _sums_between(values: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """Sums of values [..., k] from each of `starts` [m + 1] to the next, float64 [..., m]: differences of the running sum."""
     running = torch.nn.functional.pad(torch.cumsum(values, -1, dtype=torch.float64), (1, 0))
     return running[..., starts].diff(dim=-1)
-
-
-def _kernels(values: torch.Tensor) -> ModuleType | None:
-    """The kernels of a card; on a CPU, and for other numbers than the images' own, the plain code serves."""
-    return on_card(_ON_CARDS) if values.is_cuda and values.dtype in (torch.float16, torch.float32) else None
 
 
 def _centring(pixels: Pixels) -> torch.Tensor:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from verglas.compute.kernels import card_kernels
 from verglas.volume.fourier import sum_by
 
+_ON_CARDS = "verglas.refine.posterior_triton"
 _NEGLIGIBLE = 25.0  # candidates this far below the best hold less than 1e-4 of the weight, even a million of them
 _STEPS = 2.0**48  # of an image's weight: those of thirty thousand images add up in 64 bits
 
@@ -30,30 +32,66 @@ class Normaliser(NamedTuple):
     log_sum: torch.Tensor
 
 
-def keep_weight(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Kept, Normaliser]:
-    """The smallest set of candidates of each image that holds `fraction` of its weight; scores [b, m], −inf where there is none.
+class Likely(NamedTuple):
+    """Candidates that may hold weight, sorted by image and place: image, place int64 and score float32 [m]; each image's largest [b]."""
+
+    image: torch.Tensor
+    place: torch.Tensor
+    score: torch.Tensor
+    largest: torch.Tensor
+
+
+def likely(scores: torch.Tensor) -> Likely:
+    """Candidates of each image that are not negligible; scores [b, m], −inf where there is none."""
+    largest = scores.amax(dim=1)
+    image, place = torch.nonzero(scores > (largest - _NEGLIGIBLE)[:, None], as_tuple=True)
+    return Likely(image, place, scores[image, place], largest)
+
+
+def likely_poses(
+    products: torch.Tensor,
+    energy: torch.Tensor,
+    log_shift: torch.Tensor,
+    log_slice: torch.Tensor,
+    classes: torch.Tensor,
+    bound: torch.Tensor | None = None,
+) -> Likely:
+    """`likely` of the scores products − energy + log_shift + log_slice, places counted over shifts and slices; `products` is used up.
+
+    products [b, t, r] of images with slices at shifts; energy [b, r]; log priors of shifts [b, t] and of slices [r]. classes int64 [r];
+    bound int64 [b]: the one class of an image, −1 for any.
+    """
+    kernels = card_kernels(products, _ON_CARDS)
+    if kernels is not None:
+        return Likely(*kernels.likely_poses(products, energy, log_shift, log_slice, classes, bound, _NEGLIGIBLE))
+    scores = products.sub_(energy[:, None]).add_(log_shift[:, :, None]).add_(log_slice)
+    if bound is not None:
+        scores.masked_fill_(((bound >= 0)[:, None] & (bound[:, None] != classes))[:, None, :], -torch.inf)
+    return likely(scores.flatten(1))
+
+
+def keep_weight(found: Likely, fraction: float, at_most: int) -> tuple[Kept, Normaliser]:
+    """The smallest set of candidates of each image that holds `fraction` of its weight.
 
     Where the weight is spread over more than `at_most` candidates (nothing is told apart yet), only the best ones are kept.
 
     Equal candidates are taken in the order of their places, so the result does not depend on the machine's sort.
     """
-    largest = scores.amax(dim=1)
-    cut = largest - _NEGLIGIBLE
-    image, place = torch.nonzero(scores > cut[:, None], as_tuple=True)
-    weight = torch.exp(scores[image, place] - largest[image])
-    total = sum_by(image, weight, len(scores))
+    image, place, score, largest = found
+    weight = torch.exp(score - largest[image])
+    total = sum_by(image, weight, len(largest))
     # whatever is below an even share of the part that may be lost is lost in any case
-    counts = torch.bincount(image, minlength=len(scores))
+    counts = torch.bincount(image, minlength=len(largest))
     floor = total * (1 - fraction) / counts
     enough = weight > floor[image]
     image, place, weight = image[enough], place[enough], weight[enough] / total[image[enough]]
     order = torch.argsort(weight, descending=True, stable=True)
     order = order[torch.argsort(image[order], stable=True)]
     image, place, weight = image[order], place[order], weight[order]
-    before, number = _sum_before(image, weight, len(scores))
+    before, number = _sum_before(image, weight, len(largest))
     keep = (before < fraction) & (number < at_most)
     image, place, weight = image[keep], place[keep], weight[keep]
-    share = sum_by(image, weight, len(scores))
+    share = sum_by(image, weight, len(largest))
     return Kept(image, place, weight / share[image]), Normaliser(largest, torch.log(total))
 
 

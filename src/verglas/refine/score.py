@@ -45,16 +45,19 @@ class DenseSlices:
     def __len__(self) -> int:
         return len(self.slices)
 
-    def scores(self, moved: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
-        """Scores [b, t, r] of shifted images [b, t, 2k] with ctf [b, k]."""
+    def products(self, moved: torch.Tensor) -> torch.Tensor:
+        """Real parts of the products [b, t, r] of shifted images [b, t, 2k] with all slices."""
         flat = moved.flatten(0, 1)
         if self.mean is None:
             cross = flat @ self.slices.T
         else:
             cross = (flat.bfloat16() @ self.slices.T).float()
             cross += (flat @ self.mean)[:, None]
-        out = cross.view(*moved.shape[:2], -1)
-        return out.sub_((0.5 * ctf.square() @ self.power.T)[:, None])
+        return cross.view(*moved.shape[:2], -1)
+
+    def energies(self, ctf: torch.Tensor) -> torch.Tensor:
+        """Half the energies [b, r] of all slices seen through ctf [b, k]; scores are products less these."""
+        return 0.5 * ctf.square() @ self.power.T
 
     def correlations(self, moved: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
         """Normalised cross-correlations [b, t, r], up to a factor of each image."""
