@@ -30,6 +30,7 @@ from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}  # reals held at once: a share of a core's cache; of a card's memory
+_UNLIKE = 16.0  # scores of a chunk are as many for each image: beyond this most would stand for nothing
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
@@ -214,7 +215,7 @@ def _own_scores(
     if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
         local = rows._replace(values=torch.arange(len(rows.values), device=factors.device))
-        for images in chunks(rows.counts * shifts.counts, _CHUNK[factors.device.type]):
+        for images in chunks(rows.counts * shifts.counts, _CHUNK[factors.device.type], _UNLIKE):
             operands = (candidates.projector, pixels, batch.masked, batch.ctf, factors)
             yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
@@ -227,7 +228,7 @@ def _own_scores(
         place = (parent[:, None] * fan + torch.arange(fan, device=parent.device)).flatten()
         own = Lists(place, rows.extra[begin:end], rows.starts - begin, rows.counts)
         if kernels is not None:
-            for owners in chunks((rows.counts * shifts.counts)[first:last], _CHUNK[factors.device.type]):
+            for owners in chunks((rows.counts * shifts.counts)[first:last], _CHUNK[factors.device.type], _UNLIKE):
                 seen = (batch.masked, batch.ctf, factors, owners + first)
                 yield owners + first, kernels.score_listed(table, pixels, *seen, own, shifts, correlation=search.correlation)
             continue

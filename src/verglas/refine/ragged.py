@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import operator
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,15 +40,21 @@ def padded(lists: Lists, owners: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return place.clamp(max=max(len(lists.values) - 1, 0)), real
 
 
-def chunks(sizes: torch.Tensor, budget: int) -> Iterator[torch.Tensor]:
-    """Owners in chunks, largest first, so that (owners in the chunk) × (its largest size) stays within `budget`."""
+def chunks(sizes: torch.Tensor, budget: int, unlike: float = math.inf) -> Iterator[torch.Tensor]:
+    """Owners in chunks, largest first, so that (owners in the chunk) × (its largest size) stays within `budget`.
+
+    No chunk holds a size more than `unlike` times smaller than its largest.
+    """
     order = torch.argsort(sizes, descending=True, stable=True)
     ordered = sizes[order].tolist()
     start = 0
     while start < len(ordered):
-        step = max(1, budget // max(int(ordered[start]), 1))
-        yield order[start : start + step]
-        start += step
+        largest = ordered[start]
+        end = min(len(ordered), start + max(1, budget // max(largest, 1)))
+        if ordered[end - 1] * unlike < largest:
+            end = bisect_right(ordered, -largest / unlike, start, end, key=operator.neg)
+        yield order[start:end]
+        start = end
 
 
 def parts_within(sizes: torch.Tensor, budget: int) -> Iterator[tuple[int, int]]:

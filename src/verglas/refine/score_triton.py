@@ -73,9 +73,10 @@ def _scores(
 ) -> torch.Tensor:
     assert images.is_contiguous() and ctf.is_contiguous() and factors.is_contiguous() and images.shape == ctf.shape
     own = [values[which] for lists in (slices, shifts) for values in (lists.starts, lists.counts)]
-    rows, columns = (max(int(lists.counts[which].max()), 1) for lists in (slices, shifts))
+    counts = torch.stack(own[1::2])
+    (rows, columns), usual = counts.amax(1).clamp_(min=1).tolist(), counts.double().mean(1).tolist()
     out = torch.empty(len(which), rows, columns, device=ctf.device)
-    block_rows, block_columns = _block(rows, _MOST_SLICES), _block(columns, _MOST_SHIFTS)
+    block_rows, block_columns = (_block(length, most) for length, most in zip(usual, (_MOST_SLICES, _MOST_SHIFTS)))
     grid = (len(which), triton.cdiv(rows, block_rows), triton.cdiv(columns, block_columns))
     seen = (torch.view_as_real(images), ctf, torch.view_as_real(factors), images.shape[1], count, factors.shape[1])
     blocks = {"ROWS": block_rows, "COLUMNS": block_columns, "BLOCK": _PIXELS}
@@ -84,8 +85,9 @@ def _scores(
     return out
 
 
-def _block(longest: int, most: int) -> int:
-    return min(most, max(_LEAST, triton.next_power_of_2(longest)))
+def _block(usual: float, most: int) -> int:
+    """Most lists fill a block, and few programs have nothing to do."""
+    return min(most, max(_LEAST, triton.next_power_of_2(int(usual))))
 
 
 @triton.jit
