@@ -9,10 +9,19 @@ VerglasError
 """
 
 from os import PathLike
+from typing import Any
 
 
 class VerglasError(Exception):
     """Base of every error that Verglas raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as message and fields, whatever it was made from: errors travel between processes."""
+        return _again, (type(self), *self.args), self.__dict__
+
+
+def _again(kind: type[VerglasError], *message: str) -> VerglasError:
+    return kind.__new__(kind, *message)
 
 
 class InputError(VerglasError):

@@ -10,7 +10,7 @@ import torch
 
 from verglas.errors import FileFormatError, InputError
 from verglas.io.mrc import read_header, write_stack
-from verglas.particles import KeptImages, OpticsGroups, ParticleSet, StackImages, ctf_parameters
+from verglas.particles import KeptImages, OpticsGroups, ParticleSet, StackImages, ctf_parameters, reading_order
 from verglas.particles.duplicates import keep_one_of_duplicates
 
 OPTICS = OpticsGroups(
@@ -46,6 +46,25 @@ def test_reads_in_the_order_asked_from_several_stacks(stacks: tuple[Path, Path])
     source = StackImages(named(f"000001@{a}", f"5@{b}", f"000003@{a}"))
     assert source.read(np.array([1, 2, 0]))[:, 0, 0].tolist() == [14.0, 2.0, 0.0]
     assert source.preload().read(np.array([1]))[0, 3, 3] == 14.0
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int16"])
+def test_any_images_in_any_order_are_what_the_stacks_hold(tmp_path: Path, dtype: str, native: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By compiled code and by the plain one, runs of neighbours and single images, repeated ones too."""
+    monkeypatch.setenv("VERGLAS_NATIVE", native)
+    draw = np.random.default_rng(1)
+    stored = draw.integers(-99, 99, (3, 7, 8, 8)).astype(dtype)
+    for number, images in enumerate(stored):
+        write_stack(tmp_path / f"{number}.mrcs", images, 2.0, dtype)
+    source = StackImages(named(*(f"{image + 1}@{tmp_path}/{number}.mrcs" for number in range(3) for image in range(7))))
+    asked = np.concatenate([np.arange(21), draw.integers(0, 21, 40), np.arange(20, -1, -1)])
+    assert np.array_equal(source.read(asked).numpy(), stored.reshape(21, 8, 8)[asked].astype(np.float32))
+    assert source.read(asked[:0]).shape == (0, 8, 8)
+
+
+def test_particles_are_read_by_stack_and_by_number() -> None:
+    assert reading_order(named("10@b.mrcs", "2@b.mrcs", "000003@a.mrcs", "1@c.mrcs", "11@a.mrcs")).tolist() == [2, 4, 1, 0, 3]
 
 
 @pytest.mark.parametrize("index", ["000000", "9", "x"])

@@ -13,6 +13,7 @@ from verglas.errors import InputError
 from verglas.io.atomic import write_text
 
 _NEEDS_QUOTES = re.compile(r"""\s|^$|^["'#_;]|^(?:data_|loop_)""")
+_MAY_NEED_QUOTES = re.compile(_NEEDS_QUOTES.pattern.replace(r"\s", r"[^\S\n]"), re.MULTILINE)  # in a column, a value a line
 
 
 def write_star(path: str | PathLike[str], tables: Mapping[str, pd.DataFrame | Mapping[str, Any]], comment: str | None = None) -> None:
@@ -23,15 +24,15 @@ def write_star(path: str | PathLike[str], tables: Mapping[str, pd.DataFrame | Ma
     Warns (UserWarning) about a value that RELION would take for a comment.
     """
     head = "".join(f"# {line}\n" for line in comment.splitlines()) if comment else ""
-    parts = [_table(path, name, table) for name, table in tables.items()]
-    write_text(path, head + "\n".join(parts))
+    made = {id(table): table for table in tables.values()}  # one that stands there under several names is made once
+    bodies = {key: _body(path, table) for key, table in made.items()}
+    write_text(path, head + "\n".join(f"\n# version 30001\n\ndata_{name}\n\n{bodies[id(table)]}" for name, table in tables.items()))
 
 
-def _table(path: str | PathLike[str], name: str, table: pd.DataFrame | Mapping[str, Any]) -> str:
-    head = f"\n# version 30001\n\ndata_{name}\n\n"
+def _body(path: str | PathLike[str], table: pd.DataFrame | Mapping[str, Any]) -> str:
     if not isinstance(table, pd.DataFrame):
         width = max(map(len, table), default=0) + 2
-        return head + "".join(f"_{label:<{width}} {_pair_value(path, label, value)}\n" for label, value in table.items()) + "\n"
+        return "".join(f"_{label:<{width}} {_pair_value(path, label, value)}\n" for label, value in table.items()) + "\n"
     labels = "".join(f"_{label} #{number} \n" for number, label in enumerate(table.columns, start=1))
     formats, columns = [], []
     for label in table.columns:
@@ -39,7 +40,7 @@ def _table(path: str | PathLike[str], name: str, table: pd.DataFrame | Mapping[s
         formats.append(form)
         columns.append(values)
     row = " ".join(formats) + " \n"
-    return head + "loop_\n" + labels + "".join([row % values for values in zip(*columns, strict=True)]) + "\n"
+    return "loop_\n" + labels + "".join([row % values for values in zip(*columns, strict=True)]) + "\n"
 
 
 def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[str, list[Any]]:
@@ -52,9 +53,14 @@ def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[s
         if len(bad):
             raise InputError(path, f"not written: row {bad[0] + 1} of {label} is {values[bad[0]]}", "Only finite numbers are written")
         return ("%12.7g" if column.dtype == np.float32 else "%12.9g"), values.tolist()
-    if any(str(value).startswith("#") for value in column):
+    texts = column.tolist()
+    if all(type(text) is str for text in texts):
+        joined = "\n".join(texts)
+        if joined.count("\n") == len(texts) - 1 and not _MAY_NEED_QUOTES.search(joined):
+            return "%s", texts
+    if any(str(value).startswith("#") for value in texts):
         warnings.warn(f"{path}: a {label} begins with #; RELION 3.1 would lose its row. Rename the file", stacklevel=5)
-    return "%s", [_text(path, label, value) for value in column]
+    return "%s", [_text(path, label, value) for value in texts]
 
 
 def _pair_value(path: str | PathLike[str], label: str, value: Any) -> str:

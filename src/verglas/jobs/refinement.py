@@ -51,7 +51,7 @@ class EngineParams(JobParams):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Particles in the engine's order (by image name), the place of each row of the file, and the account of items."""
+    """Particles in the engine's order (`reading_order`), the place of each row of the file, and the account of items."""
 
     seen: Observations
     particles: ParticleSet
@@ -121,7 +121,7 @@ def prepare(job: Job, least: int) -> Prepared:
     """Read the particles, leave out and name those that would poison the rest, and make the engine's view of them."""
     import numpy as np
 
-    from verglas.particles import KeptImages, StackImages
+    from verglas.particles import KeptImages, StackImages, reading_order
     from verglas.refine.kernels import path_taken
     from verglas.refine.observations import Observations, unusable
 
@@ -138,11 +138,10 @@ def prepare(job: Job, least: int) -> Prepared:
     _say_pixel_clash(job, everything)
     if bad:
         job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
-    # by name, so that the result does not depend on the order of the rows
-    by_name = np.argsort(kept.column("image_name").astype(str), kind="stable")
+    as_read = reading_order(kept)  # the result does not depend on the order of the rows
     order = np.empty(len(kept), np.int64)
-    order[by_name] = np.arange(len(kept))
-    particles = kept.subset(by_name)
+    order[as_read] = np.arange(len(kept))
+    particles = kept.subset(as_read)
     source: Any = StackImages(particles)
     preloaded = fits(4 * len(source) * source.box**2 // job.ranks.size)
     if preloaded:
@@ -266,7 +265,10 @@ def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]],
     `start` makes the state before the first iteration (of many ranks, the first's counts); `total` iterations are due, None where the
     data decide. Stops between iterations when the user asks. Of many ranks the first writes.
     """
+    from contextlib import nullcontext
+
     from verglas.refine.iteration import shared
+    from verglas.refine.writing import written_aside
 
     first = job.ranks.first
     state = shared(job.ranks, output.last_state() if first else None)
@@ -276,7 +278,10 @@ def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]],
     else:
         job.say(f"going on after iteration {state.iteration}")
     running = steps(state)
-    with job.progress("iterations", 0 if total is None else total - state.iteration) as bar:
+    with (
+        job.progress("iterations", 0 if total is None else total - state.iteration) as bar,
+        written_aside(output) if first else nullcontext() as write,
+    ):
         while True:
             job.check_stop()
             with job.phase("compute"):
@@ -284,10 +289,10 @@ def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]],
             if after is None:
                 return state
             state = after
-            if first:
+            if write is not None:
                 with job.phase("write"):
                     if state.joined is None:
-                        output.write_iteration(state)
+                        write(state)
                 job.say(describe(state))
             bar.advance()
 

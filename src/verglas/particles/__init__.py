@@ -2,7 +2,7 @@
 
 from verglas.particles.ctf_parameters import beam_tilt, ctf_parameters, magnification
 from verglas.particles.files import read_micrographs, read_particles, write_micrographs, write_particles
-from verglas.particles.images import ArrayImages, ImageSource, KeptImages, StackImages
+from verglas.particles.images import ArrayImages, ImageSource, KeptImages, StackImages, reading_order
 from verglas.particles.tables import Micrographs, OpticsGroups, ParticleSet, join
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "magnification",
     "read_micrographs",
     "read_particles",
+    "reading_order",
     "write_micrographs",
     "write_particles",
 ]

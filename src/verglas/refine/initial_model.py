@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from verglas.compute.ranks import ALONE, Ranks
+from verglas.particles import reading_order
 from verglas.refine.assignments import Assignments, from_particles
 from verglas.refine.initial_search import PoseSearch, rotations_apart
 from verglas.refine.observations import Batch, Observations
@@ -105,9 +106,8 @@ class InitialModel:
     def __init__(self, seen: Observations, settings: Settings, ranks: Ranks = ALONE) -> None:
         self.seen, self.settings, self.ranks = seen, settings, ranks
         self.known = from_particles(seen.particles, len(seen.micrographs), device=seen.device)
-        names = seen.particles.column("image_name").astype(str)
-        self._by_name = torch.as_tensor(sorted(range(len(names)), key=names.__getitem__), device=seen.device)
-        self.noise = ranks.told(lambda: starting_noise(seen, self._by_name, self.known))
+        self._as_read = torch.as_tensor(reading_order(seen.particles), device=seen.device)
+        self.noise = ranks.told(lambda: starting_noise(seen, self._as_read, self.known))
 
     def stage(self, iteration: int) -> Stage:
         """What iteration number `iteration`, from 1, does."""
@@ -164,7 +164,7 @@ class InitialModel:
         pixels = pixel_list(self.seen.box, last.shell, device=self.seen.device)
         search = self._search(state, pixels, None, 1.0)
         out, pixel_size = self.known.copy(), self.seen.pixel_size
-        rows = self._by_name if rows is None else rows
+        rows = self._as_read if rows is None else rows
         for batch in self._batches(self.ranks.share(rows), pixels, search.chunk):
             weights, _, quality = search.posterior(batch)
             largest, place = weights.flatten(1).max(dim=1)
@@ -220,8 +220,8 @@ class InitialModel:
 
     def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Rows of `count` different particles (all, where there are fewer), in the order of their names."""
-        drawn = torch.randperm(len(self._by_name), generator=generator)[:count].sort().values
-        return self._by_name[drawn.to(self._by_name.device)]
+        drawn = torch.randperm(len(self._as_read), generator=generator)[:count].sort().values
+        return self._as_read[drawn.to(self._as_read.device)]
 
     def _generator(self, iteration: int) -> torch.Generator:
         return torch.Generator().manual_seed(1_000_003 * (self.settings.seed + 1) + iteration)

@@ -49,6 +49,17 @@ class Batch:
         return len(self.rows)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the files of a run tell of its images: box, pixel size (Å), micrographs, and each particle's group, int64 [n] on the CPU."""
+
+    box: int
+    pixel_size: float
+    micrographs: np.ndarray
+    scale_group: torch.Tensor
+    noise_group: torch.Tensor
+
+
 class Observations:
     """Particles with their images. `noise_group` is the optics group; `scale_group` the micrograph, both int64 [n] from 0."""
 
@@ -90,6 +101,10 @@ class Observations:
     def shells(self) -> int:
         """Shells of a spectrum, 0 to the last below Nyquist."""
         return (self.box - 1) // 2 + 1
+
+    def layout(self) -> Layout:
+        """What files tell of the images."""
+        return Layout(self.box, self.pixel_size, self.micrographs, self.scale_group.cpu(), self.noise_group.cpu())
 
     def read(self, rows: torch.Tensor) -> torch.Tensor:
         """Images [b, N, N] of particles `rows` as the source has them, on the device."""

@@ -35,7 +35,7 @@ class Output:
         self, folder: Path, particles: ParticleSet, order: np.ndarray, seen: Observations, settings: Settings, mask: Path | None = None
     ) -> None:
         self.folder, self.particles, self.order = folder, particles, order
-        self.seen, self.settings, self.mask = seen, settings, mask
+        self.seen, self.settings, self.mask, self._device = seen.layout(), settings, mask, seen.device
 
     @property
     def key(self) -> str:
@@ -54,7 +54,7 @@ class Output:
             if not (Path(f"{root}_state.pt").exists() and key.exists() and key.read_text() == own):
                 continue
             try:
-                return self._read_references(root, load_state(Path(f"{root}_state.pt"), self.seen.device))
+                return self._read_references(root, load_state(Path(f"{root}_state.pt"), self._device))
             except (VerglasError, OSError):  # a map of it is gone
                 continue
         return None
@@ -126,7 +126,7 @@ class Output:
                 references = read_stack(f"{stem}_classes.mrcs")
             else:
                 references = np.stack([read_map(name)[0] for name in _map_names(stem, len(model.class_weight))])
-            model.references = torch.from_numpy(references).to(self.seen.device)
+            model.references = torch.from_numpy(references).to(self._device)
         return state
 
     def _resolution(self, model: Model, number: int) -> float:

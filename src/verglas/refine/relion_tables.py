@@ -16,7 +16,7 @@ from verglas.particles import ParticleSet
 from verglas.refine.iteration import SHELLS_AHEAD
 from verglas.refine.maximisation import MAX_SSNR
 from verglas.refine.model import Model
-from verglas.refine.observations import MASK_EDGE_PX, Observations
+from verglas.refine.observations import MASK_EDGE_PX, Layout
 from verglas.refine.relion_directions import places_of, relion_angles, relion_directions
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
@@ -25,12 +25,12 @@ NO_RESOLUTION = 999.0
 _LIKELY = 0.2  # FSC at the limit from which RELION calls it high
 
 
-def particle_columns(state: State, seen: Observations) -> dict[str, np.ndarray]:
+def particle_columns(state: State, seen: Layout) -> dict[str, np.ndarray]:
     """What the engine found for each particle, under Verglas's column names."""
     own = state.assignments
     angles, origins = own.angles().cpu().numpy(), own.origins.cpu().double().numpy()
     columns = {
-        "group_number": seen.scale_group.cpu().numpy() + 1,
+        "group_number": seen.scale_group.numpy() + 1,
         "rot": angles[:, 0],
         "tilt": angles[:, 1],
         "psi": angles[:, 2],
@@ -47,14 +47,14 @@ def particle_columns(state: State, seen: Observations) -> dict[str, np.ndarray]:
     return columns
 
 
-def with_results(particles: ParticleSet, state: State, seen: Observations) -> ParticleSet:
+def with_results(particles: ParticleSet, state: State, seen: Layout) -> ParticleSet:
     """The particles with what the engine found; columns of theirs that it rewrote stand where RELION puts them, after the others."""
     columns = particle_columns(state, seen)
     return particles.with_columns(**dict.fromkeys(columns)).with_columns(**columns)
 
 
 def model_tables(
-    state: State, model: Model, weight: torch.Tensor, resolutions: list[float], images: list[str], seen: Observations, settings: Settings
+    state: State, model: Model, weight: torch.Tensor, resolutions: list[float], images: list[str], seen: Layout, settings: Settings
 ) -> dict[str, Any]:
     """Tables of a `model.star`: `weight` [classes, shells] of the maps, `resolutions` (Å) and file names of the references."""
     tables: dict[str, Any] = {"model_general": _general(state, model, resolutions, seen, settings)}
@@ -80,7 +80,7 @@ def model_tables(
     return tables
 
 
-def _general(state: State, model: Model, resolutions: list[float], seen: Observations, settings: Settings) -> dict[str, Any]:
+def _general(state: State, model: Model, resolutions: list[float], seen: Layout, settings: Settings) -> dict[str, Any]:
     sigma = state.sampling.local_sigma or 0.0
     return {
         "rlnReferenceDimensionality": model.dims,
@@ -108,7 +108,7 @@ def _general(state: State, model: Model, resolutions: list[float], seen: Observa
     }
 
 
-def _class_table(state: State, model: Model, weight: torch.Tensor, number: int, seen: Observations) -> pd.DataFrame:
+def _class_table(state: State, model: Model, weight: torch.Tensor, number: int, seen: Layout) -> pd.DataFrame:
     scale = float(seen.box) ** 4
     weights = _to_nyquist(weight[number], seen)
     return pd.DataFrame(
@@ -124,7 +124,7 @@ def _class_table(state: State, model: Model, weight: torch.Tensor, number: int, 
     )
 
 
-def _shells(seen: Observations, *, angstrom: bool = False) -> dict[str, np.ndarray]:
+def _shells(seen: Layout, *, angstrom: bool = False) -> dict[str, np.ndarray]:
     """Index, 1/Å and Å of RELION's shells, 0 to N/2."""
     shells, extent = np.arange(seen.box // 2 + 1), seen.box * seen.pixel_size
     columns = {"rlnSpectralIndex": shells, "rlnResolution": shells / extent}
@@ -133,33 +133,31 @@ def _shells(seen: Observations, *, angstrom: bool = False) -> dict[str, np.ndarr
     return columns
 
 
-def _to_nyquist(values: torch.Tensor, seen: Observations, *, edge: bool = False) -> np.ndarray:
+def _to_nyquist(values: torch.Tensor, seen: Layout, *, edge: bool = False) -> np.ndarray:
     """A spectrum with RELION's N/2 + 1 shells: what is missing at the end is 0, or with `edge` the last value."""
     more = seen.box // 2 + 1 - len(values)
     array = values.cpu().double().numpy()
     return np.pad(array, (0, more), mode="edge") if edge else np.pad(array, (0, more))
 
 
-def _groups(state: State, seen: Observations) -> pd.DataFrame:
+def _groups(state: State, seen: Layout) -> pd.DataFrame:
     number = np.arange(1, len(seen.micrographs) + 1)
-    counts = np.bincount(seen.scale_group.cpu().numpy(), minlength=len(number))
+    counts = np.bincount(seen.scale_group.numpy(), minlength=len(number))
     scale = state.assignments.scale.cpu().double().numpy()
     names = {"rlnGroupNumber": number, "rlnGroupName": seen.micrographs}
     return pd.DataFrame({**names, "rlnGroupNrParticles": counts, "rlnGroupScaleCorrection": scale})
 
 
-def _noise_tables(model: Model, seen: Observations) -> dict[str, pd.DataFrame]:
+def _noise_tables(model: Model, seen: Layout) -> dict[str, pd.DataFrame]:
     """One noise spectrum a group (micrograph): that of the optics group most of its particles belong to."""
-    scale_group, noise_group = seen.scale_group.cpu().numpy(), seen.noise_group.cpu().numpy()
-    tables = {}
-    for number in range(len(seen.micrographs)):
-        group = int(np.bincount(noise_group[scale_group == number]).argmax())
-        noise = _to_nyquist(model.sigma2[group], seen, edge=True) / float(seen.box) ** 4
-        tables[f"model_group_{number + 1}"] = pd.DataFrame({**_shells(seen), "rlnSigma2Noise": noise})
-    return tables
+    spectra = [_to_nyquist(sigma2, seen, edge=True) / float(seen.box) ** 4 for sigma2 in model.sigma2.cpu()]
+    tables = [pd.DataFrame({**_shells(seen), "rlnSigma2Noise": noise}) for noise in spectra]
+    pairs = seen.scale_group.numpy() * len(tables) + seen.noise_group.numpy()
+    counts = np.bincount(pairs, minlength=len(seen.micrographs) * len(tables)).reshape(-1, len(tables))
+    return {f"model_group_{number}": tables[group] for number, group in enumerate(counts.argmax(1), start=1)}
 
 
-def sampling_tables(state: State, settings: Settings, seen: Observations) -> dict[str, Any]:
+def sampling_tables(state: State, settings: Settings, seen: Layout) -> dict[str, Any]:
     """Tables of a `sampling.star`: the grid that the next iteration searches, or searched last where poses are fitted since."""
     sampling, space = state.sampling, settings.dims == 3
     psi_step = 60.0 / 2**sampling.order if space else sampling.psi_step
@@ -188,7 +186,7 @@ def sampling_tables(state: State, settings: Settings, seen: Observations) -> dic
 
 
 def optimiser_table(
-    state: State, settings: Settings, seen: Observations, root: str, models: list[str], names: dict[str, str], mask: str | None = None
+    state: State, settings: Settings, seen: Layout, root: str, models: list[str], names: dict[str, str], mask: str | None = None
 ) -> dict[str, Any]:
     """The `optimiser_general` table: where the other files are (`mask`: the solvent mask's), and every setting that RELION reads."""
     progress = state.progress
@@ -226,7 +224,7 @@ def optimiser_table(
         "rlnChangesOptimalClasses": progress.class_change,
         "rlnSmallestChangesOrientations": progress.smallest_rotation,
         "rlnSmallestChangesOffsets": progress.smallest_offset,
-        "rlnSmallestChangesClasses": round(progress.class_change * len(seen)),
+        "rlnSmallestChangesClasses": round(progress.class_change * len(seen.scale_group)),
         "rlnHasConverged": int(progress.converged),
         "rlnHasHighFscAtResolLimit": int(progress.fsc_at_limit > _LIKELY),
         "rlnDoCorrectNorm": int(settings.correct_norm),

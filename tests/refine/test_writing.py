@@ -1,0 +1,145 @@
+"""Iterations written by a process of its own: the same files, its errors told, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from refine.sets import DIAMETER, particles, seen, without_poses
+from verglas.errors import InputError, VerglasError
+from verglas.refine import writing
+from verglas.refine.assignments import from_particles
+from verglas.refine.classify import classify
+from verglas.refine.output import Output
+from verglas.refine.settings import Settings
+from verglas.refine.start import first_state, random_averages
+from verglas.refine.state import State
+from verglas.refine.writing import written_aside
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def states() -> list[State]:
+    return list(_run()[1])
+
+
+def _run() -> tuple[Output, Iterator[State]]:
+    images, table, _ = particles(COUNT, 16, 12.0, 0.3)
+    view = seen(images, table)
+    settings = Settings(dims=2, mask_diameter=DIAMETER, classes=3, iterations=2)
+    own = from_particles(without_poses(table), len(view.micrographs))
+    averages = random_averages(view, torch.arange(COUNT), own, 3, 1)
+    output = Output(Path("run"), table, np.arange(COUNT)[::-1].copy(), view, settings)
+    return output, classify(view, first_state(view, own, averages, settings), settings)
+
+
+@pytest.fixture
+def aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, where even few particles are written aside."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(writing, "_MANY", 0)
+    Path("run").mkdir()
+    return tmp_path
+
+
+def test_the_files_are_those_written_at_once(aside: Path, states: list[State]) -> None:
+    with written_aside(_run()[0]) as write:
+        for state in states:
+            write(state)
+    found = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    Path("run").rename("aside")
+    Path("run").mkdir()
+    for state in states:
+        _run()[0].write_iteration(state)
+    assert set(found) == {path.name for path in Path("run").iterdir()} and "run_it002_optimiser.star" in found
+    for name, content in found.items():
+        head = 1024 if name.endswith(".mrcs") else 0  # it tells the time
+        assert name.endswith(".pt") or content[head:] == Path("run", name).read_bytes()[head:], name
+    last = _run()[0].last_state()
+    assert last is not None and torch.equal(last.assignments.origins, states[-1].assignments.origins)
+
+
+def test_few_particles_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = _run()[0]
+    with written_aside(output) as write:
+        assert write == output.write_iteration
+
+
+def test_what_goes_wrong_is_raised_by_the_next_call_or_at_the_end(aside: Path, states: list[State]) -> None:
+    broken = Path("run", "run_it001_data.star")
+    broken.mkdir()  # nothing can be renamed to it
+    with pytest.raises(OSError, match=r"run_it001_data\.star"), written_aside(_run()[0]) as write:
+        write(states[0])
+        write(states[1])
+        pytest.fail("the second call raises what the first met")
+    with pytest.raises(OSError, match=r"run_it001_data\.star"), written_aside(_run()[0]) as write:
+        write(states[0])
+    with pytest.raises(ZeroDivisionError), written_aside(_run()[0]) as write:
+        write(states[0])
+        raise ZeroDivisionError
+    state = states[0]
+    state = _changed(state, norm=state.assignments.norm * torch.nan)
+    broken.rmdir()
+    with pytest.raises(InputError, match="finite"), written_aside(_run()[0]) as write:
+        write(state)
+
+
+def _changed(state: State, **assignments: torch.Tensor) -> State:
+    from dataclasses import replace
+
+    return replace(state, assignments=replace(state.assignments, **assignments))
+
+
+def test_a_writer_that_is_killed_is_told(aside: Path, states: list[State]) -> None:
+    with pytest.raises(VerglasError, match="code -9: start the job again"), written_aside(_run()[0]) as write:
+        write(states[0])
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for child in children:
+            if b"verglas.refine.writing" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+        write(states[1])
+        write(states[1])
+
+
+_KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from refine import test_writing
+from verglas.refine import writing
+writing._MANY = 0
+output, states = test_writing._run()
+state = next(states)
+with writing.written_aside(output) as write:
+    write(state)
+    print(writing.__name__, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_job_leaves_its_last_iteration_and_no_process(aside: Path) -> None:
+    tests = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run([sys.executable, "-c", _KILLED.format(tests=tests)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    mark = f"cwd {aside}"
+    for _ in range(300):
+        if not [pid for pid in Path("/proc").glob("[0-9]*") if _writes_in(pid, aside)]:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"a writer is left over ({mark})")
+    assert Path("run", "run_it001_optimiser.star").exists()
+
+
+def _writes_in(process: Path, folder: Path) -> bool:
+    try:
+        return b"verglas.refine.writing" in (process / "cmdline").read_bytes() and (process / "cwd").resolve() == folder.resolve()
+    except OSError:
+        return False
