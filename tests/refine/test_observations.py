@@ -11,6 +11,7 @@ from refine.sets import particles, seen
 from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
 from verglas.particles import ArrayImages, write_particles
+from verglas.refine import observations
 from verglas.refine.assignments import from_particles
 from verglas.refine.observations import (
     check_mask_diameter,
@@ -149,11 +150,12 @@ def test_magnification_is_that_of_relion(tmp_path: Path) -> None:
     assert ((1 - agreement[1])[-4:] > 1.4 * (1 - agreement[0])[-4:]).all(), agreement
 
 
-def test_particles_that_cannot_be_used_are_found() -> None:
+def test_particles_that_cannot_be_used_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(50, 16, 16, generator=torch.Generator().manual_seed(1))
     images[5], images[6, 0, 0], images[7, 1, 1], images[8] = 3.0, torch.nan, torch.inf, images[8] * 1000
     images[9] *= 5
-    assert sorted(unusable(ArrayImages(images, 1.0), chunk=7)) == [5, 6, 7, 8]
+    monkeypatch.setattr(observations, "_CHECKED_AT_ONCE", 7 * images[0].nbytes)
+    assert sorted(unusable(ArrayImages(images, 1.0))) == [5, 6, 7, 8]
     assert unusable(ArrayImages(torch.randn(5, 8, 8), 1.0)) == {}
 
 

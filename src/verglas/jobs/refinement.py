@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from verglas.refine.state import State
 
 _PRELOAD_BYTES = 4 << 30
+_MOST_PRELOADED = 0.8  # of the free memory
 _LEAST_OF_RANK = 10  # particles: then each rank has some of either half
 _MISFIT = 0.15  # of a reference to its symmetry: maps on their axes have a few hundredths
 
@@ -44,6 +45,12 @@ class EngineParams(JobParams):
     do_norm_correction: bool = param(True, "Correct for the particles' strength", flag="--norm")
     do_scale_correction: bool = param(True, "Correct for the micrographs' intensity scale", flag="--scale")
     pad: Literal[1, 2] = param(2, "Padding of the references in Fourier interpolation", flag="--pad")
+    preload: bool = param(
+        False,
+        "Keep all images in memory, also where they take more than 4 GiB",
+        label="Pre-read all particles into RAM?",
+        flag="--preread_images",
+    )
     coarse_precision: Literal["auto", "float32", "bf16"] = param(
         "auto", "Numbers in the coarse comparison; auto takes bf16 where the processor is made for it"
     )
@@ -84,13 +91,20 @@ def check_one_grid(particles: ParticleSet, path: Path) -> None:
         raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
 
 
-def fits(size: int) -> bool:
-    """Whether so many bytes of images are kept in this process's memory."""
+def kept_in_memory(size: int, wanted: bool) -> bool:
+    """Whether so many bytes of images are kept in this process's memory: few are, many where it is `wanted`.
+
+    Raises InputError where they are wanted and would not leave enough for the work.
+    """
     import torch
 
     from verglas.compute.memory import free_bytes
 
-    return size < min(_PRELOAD_BYTES, free_bytes(torch.device("cpu")) // 2)
+    free = free_bytes(torch.device("cpu"))
+    if wanted and size > _MOST_PRELOADED * free:
+        problem = f"the images take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+        raise InputError("--preload", problem, "Leave it out: images are then read as they are needed")
+    return wanted or size < min(_PRELOAD_BYTES, free // 2)
 
 
 def take_device(job: Job) -> torch.device:
@@ -143,7 +157,8 @@ def prepare(job: Job, least: int) -> Prepared:
     order[as_read] = np.arange(len(kept))
     particles = kept.subset(as_read)
     source: Any = StackImages(particles)
-    preloaded = fits(4 * len(source) * source.box**2 // job.ranks.size)
+    size = source.dtype.itemsize * len(source) * source.box**2 // job.ranks.size
+    preloaded = kept_in_memory(size, params.preload)
     if preloaded:
         source = source.preload() if job.ranks.size == 1 else KeptImages(source)
     items.done = len(kept)

@@ -31,6 +31,7 @@ from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}  # reals held at once: a share of a core's cache; of a card's memory
 _UNLIKE = 16.0  # scores of a chunk are as many for each image: beyond this most would stand for nothing
+_MOST_ON_CPU = 2 << 30  # bytes of a batch: cores are as busy, and a laptop has room for the maps
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
@@ -76,7 +77,8 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None) -> int:
     search, device = all_of.search, all_of.seen.device
     images = 32 * len(search.full) + 64 * all_of.seen.box**2
     scores = 12 * len(search.shifts.coarse) * (len(dense) + 4 * len(search.coarse)) if dense is not None else 0
-    return batch_size(images + scores, device, at_most=512 if device.type == "cpu" else 4096, reserved=1 << 28)
+    at_most = 4096 if device.type == "cuda" else min(512, max(1, _MOST_ON_CPU // (images + scores)))
+    return batch_size(images + scores, device, at_most=at_most, reserved=1 << 28)
 
 
 def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_class: torch.Tensor | None) -> tuple[Entries, torch.Tensor]:

@@ -28,6 +28,7 @@ from verglas.volume.slices import Pixels, pixel_list
 _ON_CARDS = "verglas.refine.observations_triton"
 _FINER = 3  # sampling of images that are freed of anisotropic magnification
 MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
+_CHECKED_AT_ONCE = 1 << 26  # bytes of images
 _TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
 
 
@@ -269,13 +270,13 @@ def unmagnified(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return sampled[:, 0] * torch.linalg.det(matrices)[:, None, None]
 
 
-def unusable(source: ImageSource, ranks: Ranks = ALONE, chunk: int = 1000, device: torch.device | str = "cpu") -> dict[int, str]:
+def unusable(source: ImageSource, ranks: Ranks = ALONE, device: torch.device | str = "cpu") -> dict[int, str]:
     """Particles that would poison the rest, with what is wrong: not finite, constant, or far stronger than the others.
 
     Each of the `ranks` reads its share of them, and all learn everything.
     """
     device, own = torch.device(device), ranks.share(torch.arange(len(source)))
-    parts = [part for part in own.split(chunk) if len(part)]
+    parts = [part for part in own.split(max(1, _CHECKED_AT_ONCE // (4 * source.box**2))) if len(part)]
     with closing(images_ahead(lambda part: to_device(source.read(part.numpy()), device), parts, device)) as images:
         found = [_deviations(of_part).cpu() for of_part in images]
     deviation = torch.cat([part for of_rank in ranks.everyones(found) for part in of_rank])
