@@ -5,6 +5,8 @@
 # make docs    one page a job type, from the declarations
 
 PYTHON ?= python3
+# a worker a core, four at most, each with whole files; PYTEST_ARGS= runs them one after another
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

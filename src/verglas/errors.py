@@ -21,6 +21,7 @@ class VerglasError(Exception):
 
 
 def _again(kind: type[VerglasError], *message: str) -> VerglasError:
+    """An error with this message; what `__init__` would take apart comes with the fields."""
     return kind.__new__(kind, *message)
 
 

@@ -47,7 +47,12 @@ def peak(what: str, count: int, preload: bool) -> float:
     given: dict[str, Any] = {"particles": Path(f"{count}.star")}
     if what == "Refine3D":
         given["reference"] = Path("map.mrc")
-    job = make_job(declared, {"mask_diameter": DIAMETER, "threads": 1, "preload": preload, **own}, given, Path(f"{what}{count}{preload}"))
+    job = make_job(
+        declared,
+        {"mask_diameter": DIAMETER, "threads": 1, "device": "cpu", "preload": preload, **own},
+        given,
+        Path(f"{what}{count}{preload}"),
+    )
     declared.validate(job)
     assert declared.run(job).done == count and job.record["preloaded"] is preload
     told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -60,7 +65,7 @@ def test_memory_does_not_grow_with_the_particles(what: str, monkeypatch: pytest.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what is freed goes back to the system, and no peak is the allocator's
     more = 4.0 * (MANY - FEW) * BOX**2
     few, many = alone(what, FEW, False), alone(what, MANY, False)
-    assert many - few < 0.3 * more
+    assert many - few < 0.5 * more
     if what == "Class2D":
         assert alone(what, MANY, True) - many > 0.7 * more
 
@@ -72,7 +77,8 @@ def alone(*arguments: Any) -> float:
 
 
 def test_images_that_cannot_be_kept_are_refused() -> None:
-    assert refinement.kept_in_memory(1000, False) and not refinement.kept_in_memory(5 << 30, False)
-    assert refinement.kept_in_memory(1000, True)
+    free = 16 << 30
+    assert refinement.kept_in_memory(1000, False, free) and not refinement.kept_in_memory(5 << 30, False, free)
+    assert refinement.kept_in_memory(5 << 30, True, free) and not refinement.kept_in_memory(3 << 30, False, 4 << 30)
     with pytest.raises(InputError, match=r"--preload: the images take 1000000\.0 GB"):
-        refinement.kept_in_memory(10**15, True)
+        refinement.kept_in_memory(10**15, True, free)

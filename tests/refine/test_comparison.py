@@ -107,6 +107,22 @@ def test_averages_in_two_classes(device: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @on_all
+@pytest.mark.parametrize("local_sigma", [None, 10.0])
+def test_in_the_smallest_parts(device: str, local_sigma: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image, and the slices of one, at a time."""
+    generator = torch.Generator().manual_seed(1)
+    coarse, fine = (pixel_list(32, shell, multiple=64, device=device) for shell in (6, 10))
+    grid, shifts = SpaceGrid(1, "D2", generator), shifts_within(2.0, 2.0, generator, device)
+    given = operands(Search(grid, shifts, coarse, fine, fine, symmetry="D2", local_sigma=local_sigma), 32, device)
+    whole = expect(*given)
+    monkeypatch.setattr(expectation, "_CHUNK", {device: 1})
+    monkeypatch.setattr(expectation, "_TABLE_SHARE", 0.0)
+    compare([expect(*given), whole])
+    monkeypatch.setattr(expectation, "kernels_for", lambda _: None)
+    compare([expect(*given), whole])
+
+
+@on_all
 def test_given_poses(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = from_particles(particles(24, 32, PIXEL, 0.3)[1], 1)
     pixels = pixel_list(32, 15, multiple=64, device=device)

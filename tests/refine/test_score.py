@@ -108,12 +108,19 @@ def test_lists_and_their_padding() -> None:
     assert not padded(lists, torch.tensor([1, 0]))[1][0].any()
 
 
+def test_a_chunk_of_unlike_lists_is_as_large_as_all_its_largest() -> None:
+    """One image has many slices, another many shifts: together they would take the product."""
+    counts = torch.tensor([4000, 160, 150]), torch.tensor([4, 84, 80])
+    assert [chunk.tolist() for chunk in chunks(counts, 40_000)] == [[0], [1, 2]]
+    assert [chunk.tolist() for chunk in chunks(counts, 3 * 4000 * 84)] == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize("budget", [1, 7, 100])
 def test_chunks_hold_every_owner_once(budget: int) -> None:
     sizes = torch.tensor([3, 1, 4, 1, 5, 0, 2])
-    order = torch.cat(list(chunks(sizes, budget)))
+    order = torch.cat(list(chunks([sizes], budget)))
     assert sorted(order.tolist()) == list(range(7))
-    alike = list(chunks(sizes, budget, unlike=2.0))
+    alike = list(chunks([sizes], budget, unlike=2.0))
     assert torch.equal(torch.cat(alike), order)
     assert all(2 * int(sizes[chunk[-1]]) >= int(sizes[chunk[0]]) for chunk in alike)
     runs = list(parts_within(sizes, budget))

@@ -35,5 +35,7 @@ def on_card(name: str) -> ModuleType | None:
     """The module of Triton kernels `name`, or None where Triton is not installed."""
     try:
         return import_module(name)
-    except ImportError:
+    except ModuleNotFoundError as missing:
+        if missing.name != "triton":
+            raise
         return None

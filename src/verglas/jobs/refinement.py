@@ -91,16 +91,11 @@ def check_one_grid(particles: ParticleSet, path: Path) -> None:
         raise InputError(path, f"optics groups have different images: {found}", "Extract all particles with one box and pixel size")
 
 
-def kept_in_memory(size: int, wanted: bool) -> bool:
-    """Whether so many bytes of images are kept in this process's memory: few are, many where it is `wanted`.
+def kept_in_memory(size: int, wanted: bool, free: int) -> bool:
+    """Whether so many bytes of images are kept in memory, of which so much is `free`: few are, many where it is `wanted`.
 
     Raises InputError where they are wanted and would not leave enough for the work.
     """
-    import torch
-
-    from verglas.compute.memory import free_bytes
-
-    free = free_bytes(torch.device("cpu"))
     if wanted and size > _MOST_PRELOADED * free:
         problem = f"the images take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
         raise InputError("--preload", problem, "Leave it out: images are then read as they are needed")
@@ -134,7 +129,9 @@ def check_ranks(job: Job, particles: int) -> None:
 def prepare(job: Job, least: int) -> Prepared:
     """Read the particles, leave out and name those that would poison the rest, and make the engine's view of them."""
     import numpy as np
+    import torch
 
+    from verglas.compute.memory import free_bytes
     from verglas.particles import KeptImages, StackImages, reading_order
     from verglas.refine.kernels import path_taken
     from verglas.refine.observations import Observations, unusable
@@ -158,7 +155,8 @@ def prepare(job: Job, least: int) -> Prepared:
     particles = kept.subset(as_read)
     source: Any = StackImages(particles)
     size = source.dtype.itemsize * len(source) * source.box**2 // job.ranks.size
-    preloaded = kept_in_memory(size, params.preload)
+    free = min(job.ranks.everyones(free_bytes(torch.device("cpu"))))
+    preloaded = kept_in_memory(size, params.preload, free)
     if preloaded:
         source = source.preload() if job.ranks.size == 1 else KeptImages(source)
     items.done = len(kept)

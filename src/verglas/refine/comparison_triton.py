@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from verglas.refine.groups import Groups
-from verglas.refine.score_triton import score_listed, score_own
+from verglas.refine.score_triton import complex_at, score_listed, score_own
 from verglas.volume.slices import Pixels, Projector
 from verglas.volume.slices_triton import BLOCK, packed, sample, strides
 
@@ -63,11 +63,6 @@ def _plane(pixels: Pixels) -> tuple[torch.Tensor, torch.Tensor, int, int]:
 
 
 @triton.jit
-def _complex(values, place, mask):
-    return tl.load(values + 2 * place, mask=mask, other=0.0), tl.load(values + 2 * place + 1, mask=mask, other=0.0)
-
-
-@triton.jit
 def _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK: tl.constexpr):
     """Sum of a group's weighted phase factors at a block of pixels, and the sum of its weights."""
     real = tl.zeros((BLOCK,), tl.float32)
@@ -75,7 +70,7 @@ def _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK: tl.con
     total = 0.0
     for entry in range(tl.load(starts + group), tl.load(starts + group + 1)):
         share = tl.load(weight + entry)
-        re, im = _complex(factors, tl.load(shift + entry) * k + pixel, mask)
+        re, im = complex_at(factors, tl.load(shift + entry) * k + pixel, mask)
         real += share * re
         imaginary += share * im
         total += share
@@ -104,7 +99,7 @@ def _sum_into_slices(
         image = tl.load(image_of + group)
         re, im, share = _factor(starts, shift, weight, factors, group, pixel, k, mask, BLOCK)
         transfer = tl.load(ctf + image * stride + pixel, mask=mask, other=0.0)
-        seen_re, seen_im = _complex(images, image * stride + pixel, mask)
+        seen_re, seen_im = complex_at(images, image * stride + pixel, mask)
         real += transfer * (seen_re * re - seen_im * im)
         imaginary += transfer * (seen_re * im + seen_im * re)
         power += share * transfer * transfer
@@ -123,7 +118,7 @@ def _sum_over_slices(
     mask, there = pixel < k, pixel < count
     x, y = tl.load(kx + pixel, mask=there, other=0.0), tl.load(ky + pixel, mask=there, other=0.0)
     transfer = tl.load(ctf + image * stride + pixel, mask=mask, other=0.0)
-    seen_re, seen_im = _complex(images, image * stride + pixel, mask)
+    seen_re, seen_im = complex_at(images, image * stride + pixel, mask)
     products = tl.zeros((BLOCK,), tl.float32)
     powers = tl.zeros((BLOCK,), tl.float32)
     for group in range(tl.load(image_starts + image), tl.load(image_starts + image + 1)):

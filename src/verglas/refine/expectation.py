@@ -217,7 +217,7 @@ def _own_scores(
     if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)
         local = rows._replace(values=torch.arange(len(rows.values), device=factors.device))
-        for images in chunks(rows.counts * shifts.counts, _CHUNK[factors.device.type], _UNLIKE):
+        for images in chunks((rows.counts, shifts.counts), _CHUNK[factors.device.type], _UNLIKE):
             operands = (candidates.projector, pixels, batch.masked, batch.ctf, factors)
             yield images, kernels.score_own(*operands, images, local, matrices, classes, shifts, correlation=search.correlation)
         return
@@ -230,12 +230,13 @@ def _own_scores(
         place = (parent[:, None] * fan + torch.arange(fan, device=parent.device)).flatten()
         own = Lists(place, rows.extra[begin:end], rows.starts - begin, rows.counts)
         if kernels is not None:
-            for owners in chunks((rows.counts * shifts.counts)[first:last], _CHUNK[factors.device.type], _UNLIKE):
+            counts = (rows.counts[first:last], shifts.counts[first:last])
+            for owners in chunks(counts, _CHUNK[factors.device.type], _UNLIKE):
                 seen = (batch.masked, batch.ctf, factors, owners + first)
                 yield owners + first, kernels.score_listed(table, pixels, *seen, own, shifts, correlation=search.correlation)
             continue
         sizes = 2 * k * (rows.counts + 2 * shifts.counts)[first:last]
-        for owners in chunks(sizes, _CHUNK[factors.device.type]):
+        for owners in chunks([sizes], _CHUNK[factors.device.type]):
             yield owners + first, _scores_of(batch, owners + first, table, own, shifts, factors, search.correlation)
 
 

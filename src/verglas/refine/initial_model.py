@@ -219,7 +219,7 @@ class InitialModel:
         return (self.seen.batch(part, self.known, self.noise, pixels) for part in rows.split(chunk) if len(part))
 
     def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Rows of `count` different particles (all, where there are fewer), in the order of their names."""
+        """Rows of `count` different particles (all, where there are fewer), in the order of their stacks."""
         drawn = torch.randperm(len(self._as_read), generator=generator)[:count].sort().values
         return self._as_read[drawn.to(self._as_read.device)]
 

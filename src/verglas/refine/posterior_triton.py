@@ -35,7 +35,8 @@ def likely_poses(
     counts = torch.empty(len(image), dtype=torch.int64, device=products.device)
     _count[(len(image),)](*terms, cut, image, block, blocks, counts, **kind)
     ends = torch.cumsum(counts, 0)
-    place, score = (torch.empty(int(ends[-1]), dtype=kind_, device=products.device) for kind_ in (torch.int64, torch.float32))
+    total = int(counts.sum())
+    place, score = (torch.empty(total, dtype=kind_, device=products.device) for kind_ in (torch.int64, torch.float32))
     _collect[(len(image),)](*terms, cut, image, block, blocks, ends - counts, place, score, **kind)
     return torch.repeat_interleave(image, counts, output_size=len(place)), place, score, largest
 

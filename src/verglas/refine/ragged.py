@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -40,20 +38,22 @@ def padded(lists: Lists, owners: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return place.clamp(max=max(len(lists.values) - 1, 0)), real
 
 
-def chunks(sizes: torch.Tensor, budget: int, unlike: float = math.inf) -> Iterator[torch.Tensor]:
-    """Owners in chunks, largest first, so that (owners in the chunk) × (its largest size) stays within `budget`.
+def chunks(counts: Sequence[torch.Tensor], budget: int, unlike: float | None = None) -> Iterator[torch.Tensor]:
+    """Owners in chunks, largest first, so that (owners in the chunk) × (the largest of each of their `counts`) stays within `budget`.
 
-    No chunk holds a size more than `unlike` times smaller than its largest.
+    An owner's size is the product of its counts; no chunk holds one more than `unlike` times smaller than its largest.
     """
-    order = torch.argsort(sizes, descending=True, stable=True)
-    ordered = sizes[order].tolist()
-    start = 0
-    while start < len(ordered):
-        largest = ordered[start]
-        end = min(len(ordered), start + max(1, budget // max(largest, 1)))
-        if ordered[end - 1] * unlike < largest:
-            end = bisect_right(ordered, -largest / unlike, start, end, key=operator.neg)
-        yield order[start:end]
+    own = torch.stack(list(counts)).cpu().numpy()
+    order = np.argsort(-own.prod(0), kind="stable")
+    own = own[:, order]
+    sizes, start = own.prod(0), 0
+    while start < len(order):
+        together = np.maximum.accumulate(own[:, start:], axis=1).prod(0) * np.arange(1, len(order) - start + 1)
+        joins = together <= budget
+        if unlike is not None:
+            joins &= sizes[start:] * unlike >= sizes[start]
+        end = start + max(1, len(joins) if joins.all() else int(joins.argmin()))
+        yield torch.from_numpy(order[start:end]).to(counts[0].device)
         start = end
 
 

@@ -72,8 +72,7 @@ def _scores(
     sampled: bool,
 ) -> torch.Tensor:
     assert images.is_contiguous() and ctf.is_contiguous() and factors.is_contiguous() and images.shape == ctf.shape
-    own = [values[which] for lists in (slices, shifts) for values in (lists.starts, lists.counts)]
-    counts = torch.stack(own[1::2])
+    starts, counts = (torch.stack([values[which] for values in pair]) for pair in zip(slices[2:], shifts[2:]))
     (rows, columns), usual = counts.amax(1).clamp_(min=1).tolist(), counts.double().mean(1).tolist()
     out = torch.empty(len(which), rows, columns, device=ctf.device)
     block_rows, block_columns = (_block(length, most) for length, most in zip(usual, (_MOST_SLICES, _MOST_SHIFTS)))
@@ -81,7 +80,7 @@ def _scores(
     seen = (torch.view_as_real(images), ctf, torch.view_as_real(factors), images.shape[1], count, factors.shape[1])
     blocks = {"ROWS": block_rows, "COLUMNS": block_columns, "BLOCK": _PIXELS}
     kind = {"SAMPLED": sampled, "CORRELATION": correlation}
-    _score[grid](*references, *seen, which, slices.values, shifts.values, *own, out, rows, columns, **kind, **blocks)
+    _score[grid](*references, *seen, which, slices.values, shifts.values, *starts, *counts, out, rows, columns, **kind, **blocks)
     return out
 
 
@@ -91,14 +90,14 @@ def _block(usual: float, most: int) -> int:
 
 
 @triton.jit
-def _complex(values, place, mask):
+def complex_at(values, place, mask):
     return tl.load(values + 2 * place, mask=mask, other=0.0), tl.load(values + 2 * place + 1, mask=mask, other=0.0)
 
 
 @triton.jit
 def _score(
     table, scales, stride_y, stride_z, stride_map, half, padding, matrices, classes, kx, ky, images, ctf, factors, stride, count, k,
-    which, slices, shifts, slice_starts, slice_counts, shift_starts, shift_counts, scores, rows, columns,
+    which, slices, shifts, slice_starts, shift_starts, slice_counts, shift_counts, scores, rows, columns,
     SAMPLED: tl.constexpr, CORRELATION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     owner = tl.program_id(0).to(tl.int64)
@@ -120,8 +119,8 @@ def _score(
             pixel = begin + tl.arange(0, BLOCK)
             there = pixel < count
             transfer = tl.load(ctf + image + pixel, mask=there, other=0.0)
-            seen_re, seen_im = _complex(images, image + pixel, there)
-            re, im = _complex(factors, move * k + pixel[None, :], own_column[:, None] & there[None, :])
+            seen_re, seen_im = complex_at(images, image + pixel, there)
+            re, im = complex_at(factors, move * k + pixel[None, :], own_column[:, None] & there[None, :])
             moved_re = transfer[None, :] * (seen_re[None, :] * re - seen_im[None, :] * im)
             moved_im = transfer[None, :] * (seen_re[None, :] * im + seen_im[None, :] * re)
             mask = own_row[:, None] & there[None, :]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from verglas.errors import VerglasError
+from verglas.compute.process import die_with
+from verglas.errors import JobAborted, VerglasError
 from verglas.refine.output import Output
 from verglas.refine.state import State
 
@@ -29,14 +32,18 @@ _MANY = 20_000  # particles, from which the tables take longer than the process 
 def written_aside(output: Output) -> Iterator[Callable[[State], None]]:
     """A function that writes iterations as `output.write_iteration` does; all are whole on disk when the block ends.
 
-    What goes wrong is raised by the next call, or at the end. Killed, this process leaves an iteration that the other one finishes.
+    What goes wrong is raised by the next call, or at the end. Whatever kills this process ends the other one too, in mid-iteration.
     """
     if len(output.particles) < _MANY:
         yield output.write_iteration
         return
-    writer = _Writer(output)
+    writer = _Writer()
     try:
+        writer.send(output)
         yield writer.write
+    except JobAborted:
+        writer.close()  # whoever stops a job is told if what he counts on was not written
+        raise
     except BaseException:
         with suppress(Exception):  # what ended the block is what is told
             writer.close()
@@ -45,48 +52,45 @@ def written_aside(output: Output) -> Iterator[Callable[[State], None]]:
 
 
 class _Writer:
-    """The process and the pipes to it; it ends when its input does."""
+    """The process, and the pipes to and from it; it ends when its input does."""
 
-    def __init__(self, output: Output) -> None:
-        command = [sys.executable, "-m", "verglas.refine.writing"]
-        # in a session of its own it is not reached by the signals that ask a job to stop
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    def __init__(self) -> None:
+        answers, own = os.pipe()
+        command = [sys.executable, "-P", "-m", "verglas.refine.writing", str(os.getpid()), str(own)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[own])
+        os.close(own)
+        self._answers = os.fdopen(answers, "rb")
         self._due = False
-        self._send(output)
 
-    def write(self, state: State) -> None:
-        self._wait()
-        self._send(_on_cpu(replace(state, unfiltered=[])))
-        self._due = True
-
-    def close(self) -> None:
-        try:
-            self._wait()
-        finally:
-            for pipe in self._pipes():
-                with suppress(OSError):
-                    pipe.close()
-            self._process.wait()
-
-    def _pipes(self) -> tuple[BinaryIO, BinaryIO]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        return self._process.stdin, self._process.stdout  # type: ignore[return-value]
-
-    def _send(self, what: Output | State) -> None:
-        into, _ = self._pipes()
+    def send(self, what: Output | State) -> None:
+        into = self._process.stdin
+        assert into is not None
         try:
             pickle.dump(what, into, pickle.HIGHEST_PROTOCOL)
             into.flush()
         except BrokenPipeError:
             raise self._lost() from None
 
+    def write(self, state: State) -> None:
+        self._wait()
+        self.send(_on_cpu(replace(state, unfiltered=[])))
+        self._due = True
+
+    def close(self) -> None:
+        try:
+            self._wait()
+        finally:
+            with suppress(BrokenPipeError):
+                self._process.communicate()
+            self._answers.close()
+
     def _wait(self) -> None:
         if not self._due:
             return
         self._due = False
         try:
-            error, said = pickle.load(self._pipes()[1])
-        except (EOFError, pickle.UnpicklingError):
+            error, said = pickle.load(self._answers)
+        except EOFError:
             raise self._lost() from None
         for message in said:
             warnings.warn(message, UserWarning, stacklevel=4)
@@ -114,15 +118,13 @@ def _serve(given: BinaryIO, answers: BinaryIO) -> None:
     torch.set_num_threads(1)
     output: Output = pickle.load(given)
     while True:
-        try:
-            state: State = pickle.load(given)
-        except EOFError:
-            return
+        state: State = pickle.load(given)
         error = None
         with warnings.catch_warnings(record=True) as said:
             try:
                 output.write_iteration(state)
             except Exception as problem:
+                problem.add_note(traceback.format_exc())
                 error = problem
         pickle.dump((_sendable(error), [str(each.message) for each in said]), answers)
         answers.flush()
@@ -138,7 +140,8 @@ def _sendable(error: Exception | None) -> Exception | None:
 
 
 if __name__ == "__main__":
-    # the pipe is for answers alone: whatever prints meanwhile goes where errors go
-    with os.fdopen(os.dup(1), "wb") as answers, suppress(BrokenPipeError):
-        os.dup2(2, 1)
-        _serve(sys.stdin.buffer, answers)
+    for asks_to_stop in (signal.SIGINT, signal.SIGTERM):  # the job is asked, and lets this one finish
+        signal.signal(asks_to_stop, signal.SIG_IGN)
+    die_with(int(sys.argv[1]))
+    with suppress(EOFError, BrokenPipeError), os.fdopen(int(sys.argv[2]), "wb") as pipe:
+        _serve(sys.stdin.buffer, pipe)

@@ -6,7 +6,6 @@ It leads its own process group (Ctrl-C reaches the parent alone, which asks it t
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
@@ -21,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from resource import struct_rusage
 from typing import Any, NoReturn
 
+from verglas.compute.process import die_with
 from verglas.errors import VerglasError
 
 Send = Callable[[dict[str, Any]], None]
-_PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -163,7 +162,7 @@ def _be_child(main: Callable[[Send], int], pipes: dict[str, int], parent: int) -
     code = 70
     try:
         os.setpgid(0, 0)
-        _die_with(parent)
+        die_with(parent)
         os.dup2(pipes["out"], 1)
         os.dup2(pipes["err"], 2)
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  also where the parent's was replaced
@@ -186,14 +185,6 @@ def _be_child(main: Callable[[Send], int], pipes: dict[str, int], parent: int) -
             sys.stderr.flush()
         finally:
             os._exit(code)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent dies, even by kill -9."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(70)
 
 
 def _write_all(fd: int, data: bytes) -> None:
