@@ -91,6 +91,7 @@ def _block(usual: float, most: int) -> int:
 
 @triton.jit
 def complex_at(values, place, mask):
+    """Real and imaginary part of the complex numbers at `place`, which are kept as pairs of reals."""
     return tl.load(values + 2 * place, mask=mask, other=0.0), tl.load(values + 2 * place + 1, mask=mask, other=0.0)
 
 
