@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,11 +31,13 @@ def declared_types() -> list[str]:
 
 
 def test_help_is_quick() -> None:
+    """By the processor's time: others may be using it."""
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = verglas("--help")
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
     assert all(f"\n  {command} " in done.stdout for command in COMMANDS)
     assert min(times) < 0.3
