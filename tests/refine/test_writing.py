@@ -112,7 +112,7 @@ def test_who_stops_a_job_is_told_what_was_not_written(aside: Path, states: list[
 def test_a_writer_that_is_killed_is_told(aside: Path, states: list[State]) -> None:
     with pytest.raises(VerglasError, match="code -9: start the job again"), written_aside(_run()[0]) as write:
         write(states[0])
-        (writer,) = (int(process.name) for process in Path("/proc").glob("[0-9]*") if _writes_in(process, aside))
+        (writer,) = _writers(aside, 1)
         os.kill(writer, signal.SIGKILL)
         write(states[1])
         write(states[1])
@@ -137,14 +137,20 @@ def test_a_killed_job_leaves_whole_files_and_no_process(aside: Path) -> None:
     tests = str(Path(__file__).resolve().parents[1])
     done = subprocess.run([sys.executable, "-c", _KILLED.format(tests=tests)], capture_output=True, text=True, timeout=120)
     assert done.returncode == -9, done.stderr
-    for _ in range(100):
-        if not any(_writes_in(process, aside) for process in Path("/proc").glob("[0-9]*")):
-            break
-        time.sleep(0.1)
-    else:
-        pytest.fail("a writer is left over")
+    assert not _writers(aside, 0)
     last = _run()[0].last_state()
     assert last is not None and last.iteration == 1
+
+
+def _writers(folder: Path, count: int) -> list[int]:
+    """The processes that write in a folder, as soon as there are so many, or after ten seconds."""
+    found = []
+    for _ in range(100):
+        found = [int(process.name) for process in Path("/proc").glob("[0-9]*") if _writes_in(process, folder)]
+        if len(found) == count:
+            break
+        time.sleep(0.1)
+    return found
 
 
 def _writes_in(process: Path, folder: Path) -> bool:
