@@ -22,7 +22,7 @@ from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
-from verglas.refine.posterior import Normaliser, keep_weight, likely, likely_poses, winner
+from verglas.refine.posterior import Normaliser, keep_weight, likely, likely_poses, winner, within_class
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, shifted
 from verglas.refine.search import Found, Pass, Search
@@ -91,10 +91,7 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
     prior = all_of.log_class()[classes]
     bound = None if only_class is None else only_class[batch.rows]
     if search.correlation:
-        scores = dense.correlations(moved, ctf)
-        if bound is not None:
-            scores.masked_fill_(((bound >= 0)[:, None] & (bound[:, None] != classes))[:, None, :], -torch.inf)
-        kept, _ = winner(scores.flatten(1))
+        kept, _ = winner(within_class(dense.correlations(moved, ctf), classes, bound).flatten(1))
     else:
         log_shift = all_of.log_shift(batch, search.shifts.coarse)
         found = likely_poses(dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)

@@ -124,9 +124,8 @@ class Observations:
 
         `read`: what `read` gave for these rows, where it is at hand.
         """
-        images = (self.read(rows) if read is None else read).float()
-        images = images / assignments.norm[rows].to(images)[:, None, None]
-        images = rolled(images, assignments.whole_shifts(rows, self.pixel_size))
+        images = self.read(rows) if read is None else read
+        images = _moved(images, assignments.norm[rows], assignments.whole_shifts(rows, self.pixel_size))
         if self.magnification is None:
             return images
         return unmagnified(images, self.magnification.to(images)[self.noise_group[rows]])
@@ -211,8 +210,13 @@ def masked_and_whole(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Ten
     kernels = card_kernels(images, _ON_CARDS)
     if kernels is not None:
         return kernels.masked_and_whole(images, norm, shifts, mask)
-    whole = rolled(images.float() / norm.float()[:, None, None], shifts)
+    whole = _moved(images, norm, shifts)
     return torch.stack([whole * mask, whole])
+
+
+def _moved(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Images [b, N, N], float32, over `norm` [b] and moved by whole `shifts` [b, 2] px."""
+    return rolled(images.float() / norm.float()[:, None, None], shifts)
 
 
 def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:

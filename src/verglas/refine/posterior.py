@@ -65,9 +65,14 @@ def likely_poses(
     if kernels is not None:
         return Likely(*kernels.likely_poses(products, energy, log_shift, log_slice, classes, bound, _NEGLIGIBLE))
     scores = products.sub_(energy[:, None]).add_(log_shift[:, :, None]).add_(log_slice)
+    return likely(within_class(scores, classes, bound).flatten(1))
+
+
+def within_class(scores: torch.Tensor, classes: torch.Tensor, bound: torch.Tensor | None) -> torch.Tensor:
+    """The scores [b, t, r], in place, with −inf at slices whose class (of `classes` [r]) is not the one that an image is `bound` to."""
     if bound is not None:
         scores.masked_fill_(((bound >= 0)[:, None] & (bound[:, None] != classes))[:, None, :], -torch.inf)
-    return likely(scores.flatten(1))
+    return scores
 
 
 def keep_weight(found: Likely, fraction: float, at_most: int) -> tuple[Kept, Normaliser]:
