@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from verglas.pictures.curves import draw_fsc, draw_guinier
@@ -67,3 +68,24 @@ def test_files_are_pictures(tmp_path: Path) -> None:
     draw_guinier(tmp_path / "guinier.png", np.linspace(0, 0.06, 13), {"mean map": np.linspace(0, -2, 13)}, (-30.0, 0.1, 10.0, 5.0))
     for path in tmp_path.glob("*.png"):
         assert np.asarray(Image.open(path).convert("L")).std() > 5
+
+
+def test_no_surface_is_missed_where_nothing_was_thought_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Following only rays that may meet the level shows what following all of them shows."""
+    from scipy.ndimage import gaussian_filter
+
+    from verglas.pictures import maps
+
+    field = gaussian_filter(np.random.default_rng(0).standard_normal((30, 30, 30)), 2.0).astype(np.float32)
+    for level in (float(np.quantile(field, 0.97)), -0.01):  # of scattered specks; below the 0 that lies outside
+        seen = shaded_surface(field, level, pixels=80)
+        with monkeypatch.context() as patch:
+            patch.setattr(maps._View, "blocks_near", lambda view, _: torch.ones(len(view.along), 20, 20, dtype=torch.bool))
+            np.testing.assert_array_equal(seen, shaded_surface(field, level, pixels=80))
+
+
+def test_a_large_map_is_drawn_from_fewer_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    ball = _ball(150, 40.0)
+    whole = shaded_surface(ball, 0.5, pixels=60)
+    monkeypatch.setattr("verglas.pictures.maps._FINEST", 100)
+    assert np.abs(shaded_surface(ball, 0.5, pixels=60) - whole)[..., 3].mean() < 0.02

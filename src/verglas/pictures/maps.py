@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from os import PathLike
 
 import matplotlib
@@ -11,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from verglas.volume.fourier import fourier_pad
+from verglas.volume.fourier import fourier_crop, fourier_pad
 
 PathName = str | PathLike[str]
 
@@ -19,6 +21,8 @@ _AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
 # Turns of the map before it is looked at from +z.
 _VIEWS = {"along z": (0.0, 0.0), "along x": (0.0, 90.0), "along y": (90.0, 0.0), "oblique": (28.0, 34.0)}
 _BLOCK = 8  # rays each way that are looked after together
+_COARSE = 4  # voxels each way, of the map that tells where the surface may be
+_FINEST = 256  # voxels of a box, more than a picture has pixels
 _LIGHT = np.array([-0.45, 0.60, 0.75])  # from over the viewer's left shoulder; z points to the viewer
 
 
@@ -44,27 +48,15 @@ def shaded_surface(
     Seen from +z with x to the right and y upwards (row 0 is the bottom), so that the hand is right, after turning the map by `turn`
     degrees about the horizontal and the vertical axis. Parallel rays; light from the upper left, creases darkened.
     """
-    volume, fine = _fine(density), 2 * pixels
-    depth, normal = _first_hit(volume, level, _turn(*turn), fine, max(96, volume.shape[-1] * 3 // 4), _reach(density, level))
-    hit = np.isfinite(depth)
-    light = _LIGHT / np.linalg.norm(_LIGHT)
-    diffuse = np.clip(normal @ light, 0, 1)
-    half = light + np.array([0.0, 0.0, 1.0])
-    gloss = np.clip(normal @ (half / np.linalg.norm(half)), 0, 1) ** 30
-    shade = (0.36 + 0.66 * diffuse) * _creases(depth, hit) * np.where(hit, 1.08 - 0.38 * np.nan_to_num(depth), 1)
-    base = np.array(matplotlib.colors.to_rgb(colour))
-    rgb = np.clip(base * shade[..., None] + 0.16 * gloss[..., None], 0, 1)
-    picture = np.dstack([rgb * hit[..., None], hit]).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
-    picture[..., :3] /= np.maximum(picture[..., 3:], 0.25)
-    return picture
+    return next(_shaded(density, level, [turn], pixels, colour))
 
 
 def draw_surface(path: PathName, density: np.ndarray, level: float | None = None, title: str = "") -> None:
     """PNG of the map's surface from four sides. `level`: density of the surface, default Otsu's."""
     level = surface_level(density) if level is None else level
     figure, axes = _row(len(_VIEWS), title or f"surface at {level:.3g}")
-    for axis, (name, turn) in zip(axes, _VIEWS.items(), strict=True):
-        axis.imshow(shaded_surface(density, level, turn), origin="lower", interpolation="antialiased")
+    for axis, name, picture in zip(axes, _VIEWS, _shaded(density, level, _VIEWS.values()), strict=True):
+        axis.imshow(picture, origin="lower", interpolation="antialiased")
         axis.set_title(name, fontsize=9)
     _save(figure, path)
 
@@ -126,11 +118,39 @@ def _extent(size: int, pixel_size: float) -> tuple[float, float, float, float]:
     return low, high, low, high
 
 
+def _shaded(
+    density: np.ndarray, level: float, turns: Iterable[tuple[float, float]], pixels: int = 240, colour: str = "#8fc1e6"
+) -> Iterator[np.ndarray]:
+    """`shaded_surface` at each of the turns."""
+    volume, rays = _fine(density), 2 * pixels
+    view = _View.of(volume, level, rays, max(96, volume.shape[-1] * 3 // 4), _reach(density, level))
+    for turn in turns:
+        depth, normal = _first_hit(view, _turn(*turn))
+        picture = _lit(depth, normal, colour).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
+        picture[..., :3] /= np.maximum(picture[..., 3:], 0.25)
+        yield picture
+
+
+def _lit(depth: np.ndarray, normal: np.ndarray, colour: str) -> np.ndarray:
+    """RGBA [rays, rays, 4] of surface points; colours are those of points hit, and 0 beside them."""
+    hit = np.isfinite(depth)
+    light = _LIGHT / np.linalg.norm(_LIGHT)
+    diffuse = np.clip(normal @ light, 0, 1)
+    half = light + np.array([0.0, 0.0, 1.0])
+    gloss = np.clip(normal @ (half / np.linalg.norm(half)), 0, 1) ** 30
+    shade = (0.36 + 0.66 * diffuse) * _creases(depth, hit) * np.where(hit, 1.08 - 0.38 * np.nan_to_num(depth), 1)
+    base = np.array(matplotlib.colors.to_rgb(colour))
+    rgb = np.clip(base * shade[..., None] + 0.16 * gloss[..., None], 0, 1)
+    return np.dstack([rgb * hit[..., None], hit])
+
+
 def _fine(density: np.ndarray) -> torch.Tensor:
-    """The map with voxels small enough to look smooth, [1, 1, n, n, n]."""
+    """The map with voxels small enough to look smooth, and no smaller than a picture shows, [1, 1, n, n, n]."""
     tensor = torch.as_tensor(np.ascontiguousarray(density), dtype=torch.float32)
     if len(tensor) < 144:
         tensor = fourier_pad(tensor, min(2 * len(tensor), 192), dims=3)
+    elif len(tensor) > _FINEST:
+        tensor = fourier_crop(tensor, _FINEST, dims=3)
     return tensor[None, None]
 
 
@@ -149,45 +169,61 @@ def _reach(density: np.ndarray, level: float) -> float:
     return min(1.0, 1.06 * float(np.sqrt((above**2).sum(axis=1).max())) / half + 0.03) if len(above) else 1.0
 
 
-def _first_hit(
-    volume: torch.Tensor, level: float, rotation: torch.Tensor, pixels: int, steps: int, reach: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [pixels, pixels] (0 near to 1 far, NaN: none) and outward normal [pixels, pixels, 3] where each ray first meets the surface.
+@dataclass(frozen=True)
+class _View:
+    """A map [1, 1, n, n, n], the level of its surface, and the rays that meet it: across [rays], and their steps along [steps].
 
-    Rays that have met it are done; where nothing is near, none is followed. The view spans -`reach` to `reach`, 1 being half the box.
+    1 is half the box. `near` [m, m, m]: whether blocks of `_COARSE` voxels have the level within a step and half a block of rays.
     """
-    side = torch.linspace(-reach, reach, pixels)
-    y, x = (grid.flatten() for grid in torch.meshgrid(side, side, indexing="ij"))
-    along = torch.linspace(reach, -reach, steps)  # from the viewer on
-    near = _near_surface(volume, level, rotation, side, along)
-    depth, before = torch.full((pixels * pixels,), float("nan")), torch.full((pixels * pixels,), -float("inf"))
-    for z, close in zip(along, near):
-        rays = torch.nonzero(close & depth.isnan())[:, 0]
-        value = _sample(volume, torch.stack([x[rays], y[rays], z.expand(len(rays))], dim=-1), rotation)
-        crossed = value >= level
+
+    volume: torch.Tensor
+    level: float
+    side: torch.Tensor
+    along: torch.Tensor
+    near: torch.Tensor
+
+    @classmethod
+    def of(cls, volume: torch.Tensor, level: float, rays: int, steps: int, reach: float) -> _View:
+        """Rays over −`reach` to `reach`."""
+        side, along = torch.linspace(-reach, reach, rays), torch.linspace(reach, -reach, steps)  # from the viewer on
+        voxels = (volume.shape[-1] - 1) / 2
+        aside = _BLOCK * float(side[1] - side[0]) * voxels / math.sqrt(2)
+        margin = math.ceil((math.hypot(aside, float(along[0] - along[1]) * voxels) + 1.5) / _COARSE)
+        highest = torch.nn.functional.max_pool3d(volume[0], _COARSE, ceil_mode=True)
+        highest = torch.nn.functional.max_pool3d(highest, 2 * margin + 1, stride=1, padding=margin)
+        return cls(volume, level, side, along, highest[0] >= level)
+
+    def blocks_near(self, rotation: torch.Tensor) -> torch.Tensor:
+        """Whether blocks of rays may meet the level at a step or the next one, [steps, blocks, blocks]."""
+        middles = self.side.reshape(-1, _BLOCK).mean(dim=1)
+        z, y, x = torch.meshgrid(self.along, middles, middles, indexing="ij")
+        places = torch.stack([x, y, z], dim=-1) @ rotation.T
+        voxel = ((places + 1) / 2 * (self.volume.shape[-1] - 1)).round().long()
+        x, y, z = (voxel // _COARSE).clamp(0, len(self.near) - 1).unbind(-1)
+        outside = (places.abs() > 1).any(-1)  # where maps are 0
+        return self.near[z, y, x] | (outside & (self.level <= 0))
+
+
+def _first_hit(view: _View, rotation: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Depth [rays, rays] (0 near to 1 far, NaN: none) and outward normal [rays, rays, 3] where each ray first meets the surface.
+
+    Rays that have met it are done; where nothing is near, none is followed.
+    """
+    rays, along, reach = len(view.side), view.along, float(view.along[0])
+    y, x = (grid.flatten() for grid in torch.meshgrid(view.side, view.side, indexing="ij"))
+    by_block = torch.arange(rays**2).view(rays // _BLOCK, _BLOCK, -1, _BLOCK).transpose(1, 2).flatten(2)
+    depth, before = torch.full((rays**2,), float("nan")), torch.full((rays**2,), -float("inf"))
+    for z, near in zip(along, view.blocks_near(rotation)):
+        own = by_block[near].flatten()
+        own = own[depth[own].isnan()]
+        value = _sample(view.volume, torch.stack([x[own], y[own], z.expand(len(own))], dim=-1), rotation)
+        crossed = value >= view.level
         # where between the two steps the level was met; a ray that starts inside meets it at its first step
-        part = ((value - level) / (value - before[rays]).clamp(min=1e-12)).nan_to_num(0.0, 0.0, 0.0)
-        depth[rays[crossed]] = (z - part * (along[1] - along[0]))[crossed]
-        before[rays] = value
-    normal = _normals(volume, torch.stack([x, y, depth.nan_to_num(0.0)], dim=-1), rotation)
-    return (1 - depth.view(pixels, pixels).numpy() / reach) / 2, normal.reshape(pixels, pixels, 3)
-
-
-def _near_surface(volume: torch.Tensor, level: float, rotation: torch.Tensor, side: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
-    """Where a ray may meet the level at a step or the next one, [steps, rays]: seen in blocks of rays, with a margin."""
-    voxels = (volume.shape[-1] - 1) / 2
-    middles = side.reshape(-1, _BLOCK).mean(dim=1)
-    aside = _BLOCK * float(side[1] - side[0]) * voxels / math.sqrt(2)
-    margin = math.ceil(math.hypot(aside, float(along[0] - along[1]) * voxels) + 1.5)
-    highest = volume[0]
-    for axis in range(3):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * margin + 1, margin
-        highest = torch.nn.functional.max_pool3d(highest, kernel, stride=1, padding=padding)
-    z, y, x = torch.meshgrid(along, middles, middles, indexing="ij")
-    places = torch.stack([x, y, z], dim=-1) @ rotation.T
-    found = torch.nn.functional.grid_sample(highest[None], places[None], mode="nearest", align_corners=True)[0, 0] >= level
-    return found.repeat_interleave(_BLOCK, 1).repeat_interleave(_BLOCK, 2).flatten(1)
+        part = ((value - view.level) / (value - before[own]).clamp(min=1e-12)).nan_to_num(0.0, 0.0, 0.0)
+        depth[own[crossed]] = (z - part * (along[1] - along[0]))[crossed]
+        before[own] = value
+    normal = _normals(view.volume, torch.stack([x, y, depth.nan_to_num(0.0)], dim=-1), rotation)
+    return (1 - depth.view(rays, rays).numpy() / reach) / 2, normal.reshape(rays, rays, 3)
 
 
 def _sample(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
