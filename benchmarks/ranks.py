@@ -4,7 +4,9 @@
     python benchmarks/ranks.py Class2D --particles 60000 --box 128 --classes 100 --iterations 10 --ranks 1,2 --out DIR
 
 The particles are rendered into stacks in DIR (kept for the next run) and refined by the job itself, a GPU a rank where there are
-GPUs, else the cores shared. Times are whole jobs, files included; poses are compared with those of the first run.
+GPUs, else the cores shared. Times are of whole jobs, files and starting included, and of their iterations; shares are of the iterations'
+time; poses are compared with those of the first run. A job of few particles comes first, untimed, so that what a card compiles at its
+first use is compiled.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from comparison.timing import timed
@@ -31,6 +34,7 @@ from verglas.volume.symmetry import symmetry_operators
 
 FIELD_OF_VIEW = 286.7  # Å
 START = 40.0  # Å
+_FEW = 1000  # particles
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,15 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device()
     folder = given.out / f"{given.particles}_{given.box}px"
     _write_set(folder, given.particles, given.box, device)
-    rows, first = [], 0.0
+    rows, first = [], (0.0, 0.0)
+    _run(given, folder, "few.star", f"{given.job}/few", 1)
     for ranks in given.ranks:
-        seconds, shares, poses = _run(given, folder, ranks)
-        first = first or seconds
-        rows.append([str(ranks), f"{seconds:.1f}", f"{first / seconds:.2f}", *(f"{100 * share:.1f} %" for share in shares), poses])
-    titles = ["ranks", "s", "speed-up", "waiting", "talking", "poses of the first run"]
+        out = f"{given.job}/ranks{ranks}"
+        took, shares = _run(given, folder, "particles.star", out, ranks)
+        first = first if rows else took
+        times = [text for one, own in zip(first, took) for text in (f"{own:.1f}", f"{one / own:.2f}")]
+        rows.append([str(ranks), *times, *(f"{100 * share:.1f} %" for share in shares), _apart(given, folder, out)])
+    titles = ["ranks", "job, s", "speed-up", "iterations, s", "speed-up", "waiting", "talking", "poses of the first run"]
     print(f"\n{given.job}, {given.particles} particles of {given.box} px, {describe_device(device)}")
     for row in [titles, *rows]:
-        print("  " + "".join(f"{cell:>12s}" for cell in row))
+        print("  " + "  ".join(cell.rjust(max(7, len(title))) for cell, title in zip(row, titles)))
     return 0
 
 
@@ -73,18 +80,19 @@ def _write_set(folder: Path, count: int, box: int, device: torch.device) -> None
     in_files(source, particles, stacks, "float32")
     names = [f"{number}@{stacks / stack}" for number, _, stack in (name.partition("@") for name in particles.column("image_name"))]
     unknown = dict.fromkeys(("rot", "tilt", "psi", "origin_x", "origin_y", "class_number"))
-    write_particles(folder / "particles.star", particles.with_columns(image_name=names, **unknown))
+    bare = particles.with_columns(image_name=names, **unknown)
+    write_particles(folder / "particles.star", bare)
+    write_particles(folder / "few.star", bare.subset(np.arange(min(_FEW, count))))
     write_map(folder / "reference.mrc", lowpass(maps[0] * source.scale, pixel_size, START).cpu().numpy(), pixel_size)
 
 
-def _run(given: argparse.Namespace, folder: Path, ranks: int) -> tuple[float, list[float], str]:
-    """Seconds, shares of waiting and talking, and how far the poses are from those of the first run."""
-    out = f"{given.job}/ranks{ranks}"
+def _run(given: argparse.Namespace, folder: Path, particles: str, out: str, ranks: int) -> tuple[tuple[float, float], list[float]]:
+    """Seconds of the job and of its iterations, and the shares of waiting and talking in these."""
     shutil.rmtree(folder / out, ignore_errors=True)
     launcher = [sys.executable, "-m", "verglas"]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "verglas"]
-    words = ["job", given.job, "--particles", "particles.star", "--mask-diameter", "150", "--out", out]
+    words = ["job", given.job, "--particles", particles, "--mask-diameter", "150", "--out", out]
     if given.job == "Refine3D":
         words += ["--reference", "reference.mrc", "--symmetry", "D2", "--ini-high", f"{START:g}"]
     else:
@@ -93,8 +101,9 @@ def _run(given: argparse.Namespace, folder: Path, ranks: int) -> tuple[float, li
     record = read_record(folder / out)
     if code != 0 or record is None:
         sys.exit(f"{given.job} on {ranks} ranks ended with exit code {code}; see {folder / out}")
-    shares = [record.phases.get(name, 0.0) / cost["wall_s"] for name in ("wait", "communicate")]
-    return cost["wall_s"], shares, _apart(given, folder, out)
+    compute, *aside = (record.phases.get(name, 0.0) for name in ("compute", "wait", "communicate"))
+    iterations = compute + sum(aside)
+    return (cost["wall_s"], iterations), [part / iterations for part in aside]
 
 
 def _apart(given: argparse.Namespace, folder: Path, out: str) -> str:

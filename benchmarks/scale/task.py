@@ -78,7 +78,7 @@ class Task:
         return first_state(seen, own, self.maps[:1].repeat(self.settings.classes, 1, 1, 1), self.settings)
 
     def warm_up(self) -> None:
-        """Two iterations of a few particles, and one of local searches: what is compiled at its first use is compiled then."""
+        """Two iterations of a few particles, then one of local searches and two of fits: what compiles at its first use compiles now."""
         few = np.arange(min(_WARMING, len(self.particles)))
         images = ArrayImages(self.source.read(few).cpu(), self.particles.optics.pixel_size)
         given = argparse.Namespace(**vars(self.given) | {"start_from": None})
@@ -86,8 +86,9 @@ class Task:
         seen = small.observations()
         state = next(small.steps(seen, next(small.steps(seen, small.start(seen)))))
         if self.given.job == "Refine3D":
-            state.sampling = _local(state.sampling, self.settings.local_order)
-            next(small.steps(seen, state))
+            for fit in ("", "found", "last"):
+                state.sampling = replace(_local(state.sampling, self.settings.local_order), fit=fit)
+                state = next(small.steps(seen, state))
 
 
 def task_of(given: argparse.Namespace, device: torch.device) -> Task:

@@ -173,6 +173,7 @@ OTHERS: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("Extract/extract", {"rescale": 0, "do_invert": False, "bg_diameter": 60.0}, ["--bg_radius 30"], ["--scale", "--invert_contrast"]),
     ("Extract/extract_again", {"recenter": False, "reset_offsets": True}, ["--reset_offsets"], ["--recenter"]),
     ("Class2D/class2d", {"limit_resolution": 9.0, "psi_step": 6.0}, ["--strict_highres_exp 9", "--psi_step 6"], []),
+    ("Class2D/class2d", {"skip_align": True}, ["--skip_align"], ["--psi_step"]),
     ("Class3D/class3d", {"skip_align": True, "pad": 1}, ["--skip_align", "--pad 1"], ["--healpix_order"]),
     ("Class3D/class3d", {"local_search_sigma": 4.0, "healpix_order": 3}, ["--sigma_ang 4", "--healpix_order 3"], []),
     (

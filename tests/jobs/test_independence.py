@@ -20,6 +20,7 @@ SPACE = {"symmetry": "D2", "ini_high": 40.0, "healpix_order": 1, "offset_range":
 FIRST = {"symmetry": "D2", "starts": 1, "iterations": 4, "sgd_fin_resol": 25.0, "sgd_fin_subset": 60, "sgd_ini_subset": 40}
 RUNS: dict[str, tuple[JobType, dict[str, Any], str]] = {
     "Class2D": (class2d.JOB, {"classes": 2, "iterations": 3, "psi_step": 24.0, "offset_range": 3.0}, "run_it003"),
+    "Class2D without alignment": (class2d.JOB, {"classes": 2, "iterations": 3, "skip_align": True}, "run_it003"),
     "Class3D": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 3}, "run_it003"),
     "Class3D near given angles": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 2, "local_search_sigma": 8.0}, "run_it002"),
     "Class3D without alignment": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 3, "skip_align": True}, "run_it003"),

@@ -22,6 +22,9 @@ from verglas.jobs.declaration import JobType
 from verglas.particles import ParticleSet, read_particles, write_particles
 from verglas.particles.tables import OpticsGroups
 from verglas.refine import comparison
+from verglas.scores.classes import class_purity
+from verglas.simulate.particles import noise_free_images
+from verglas.simulate.potential import Projector
 
 BOX, PIXEL, COUNT = 32, 6.0, 120
 CLASS2D = {"mask_diameter": DIAMETER, "classes": 3, "iterations": 4, "threads": 1}
@@ -86,6 +89,26 @@ def test_class2d(project: Path) -> None:
     )
     cleaned = {path.name for path in class2d.clean(Path("job"))}
     assert "run_it001_data.star" in cleaned and not any(name.startswith("run_it004") for name in cleaned)
+
+
+def test_class2d_without_alignment_keeps_poses_and_tells_two_views_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, table, truth = particles(COUNT, BOX, PIXEL, 0.2, 2)
+    table = table.with_columns(rot=np.arange(COUNT) % 2 * 70.0, tilt=np.arange(COUNT) % 2 * 60.0)
+    signal = noise_free_images(table, [Projector(truth)])
+    noise = torch.randn(signal.shape, generator=torch.Generator().manual_seed(1)) * float(signal.std()) / 0.4
+    write_stack(tmp_path / "images.mrcs", (signal + noise).numpy(), PIXEL)
+    write_particles(tmp_path / "particles.star", table.with_columns(class_number=None))
+    run_job(class2d.JOB, CLASS2D | {"classes": 2, "iterations": 8, "skip_align": True}, inputs(), Path("job"))
+    found = read_particles("job/run_it008_data.star")
+    assert class_purity(found.column("class_number"), np.arange(COUNT) % 2).purity > 0.95
+    np.testing.assert_allclose(found.origins(), table.origins(), atol=1e-4)
+    turned = (found.column("psi") - table.column("psi") + 180) % 360 - 180
+    np.testing.assert_allclose(turned, 0, atol=1e-3)
+    upright = table.subset(np.arange(2)).with_columns(psi=0.0, origin_x=0.0, origin_y=0.0, defocus_u=100.0, defocus_v=100.0)
+    views = noise_free_images(upright, [Projector(truth)]).flatten(1).numpy()
+    averages = read_stack("job/run_it008_classes.mrcs").reshape(2, -1)
+    assert np.abs(np.corrcoef(views, averages)[:2, 2:]).max(axis=1).min() > 0.8
 
 
 def test_class3d(project: Path) -> None:
@@ -165,6 +188,8 @@ def test_local_searches_need_angles(project: Path) -> None:
     for own in ({"local_search_sigma": 5.0}, {"skip_align": True}):
         with pytest.raises(InputError, match="has no angles"):
             class3d.JOB.validate(make_job(class3d.JOB, CLASS3D | own, inputs(reference=[Path("truth.mrc")]), Path("job")))
+    with pytest.raises(InputError, match="no angles in the plane"):
+        class2d.JOB.validate(make_job(class2d.JOB, CLASS2D | {"skip_align": True}, inputs(), Path("job")))
 
 
 def test_no_ctf_is_refused_unless_it_is_not_wanted(project: Path) -> None:

@@ -35,6 +35,13 @@ COMMANDS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         f"--tau2_fudge 2 --psi_step 12 --strict_highres_exp 7.5 {REFINE} --j 2 --pipeline_control J/",
     ),
     (
+        "Class2D",
+        {"mask_diameter": 150.0, "classes": 4, "skip_align": True},
+        {"particles": PARTICLES},
+        "--o J/run --i p.star --random_seed 1 --particle_diameter 150 --ctf --offset_range 5 --offset_step 2 --norm --scale --pad 2 --K 4 "
+        f"--iter 25 --tau2_fudge 2 --psi_step 12 --skip_align {REFINE} --j 2 --pipeline_control J/",
+    ),
+    (
         "InitialModel",
         {"mask_diameter": 150.0, "symmetry": "D2", "classes": 2},
         {"particles": PARTICLES},

@@ -1,9 +1,10 @@
-"""Class2D: sort particles into 2D classes and average them."""
+"""Class2D: sort particles into 2D classes and average them, with or without aligning them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobType, Metrics, NodeType, OutputSpec, param
 from verglas.jobs.refinement import EngineParams, check_particles, engine_settings, iterate, prepare, say_empty_classes
 
@@ -20,6 +21,9 @@ class Params(EngineParams):
     limit_resolution: float | None = param(
         None, "Compare nothing finer than this", label="Limit resolution E-step to (A):", flag="--strict_highres_exp", unit="Å", gt=0
     )
+    skip_align: bool = param(
+        False, "Keep the given angles in the plane and shifts, only sort", label="Perform image alignment?", flag="--skip_align"
+    )
 
 
 def outputs(params: Params) -> tuple[OutputSpec, ...]:
@@ -34,16 +38,20 @@ def outputs(params: Params) -> tuple[OutputSpec, ...]:
 
 
 def validate(job: Job) -> None:
-    """The particles can be classified: one box, a CTF, a mask that fits, two particles a class."""
-    check_particles(job, 2 * job.params.classes)
+    """The particles can be classified: one box, a CTF, a mask that fits, two particles a class, angles that are to be kept."""
+    particles = check_particles(job, 2 * job.params.classes)
+    if job.params.skip_align and "psi" not in particles:
+        raise InputError(job.inputs["particles"], "has no angles in the plane (psi) to keep", "Align them first: leave out --skip-align")
 
 
 def run(job: Job) -> Items:
     """Read, classify (each iteration is written), draw."""
+    import numpy as np
     import torch
 
     from verglas.refine.assignments import from_particles
     from verglas.refine.classify import classify
+    from verglas.refine.grids import in_plane
     from verglas.refine.output import Output
     from verglas.refine.start import first_state, random_averages
     from verglas.refine.state import State
@@ -61,12 +69,14 @@ def run(job: Job) -> Items:
         tau2_fudge=params.tau2_fudge,
         psi_step=params.psi_step,
         limit_resolution=params.limit_resolution,
+        align=not params.skip_align,
     )
     output = Output(job.out, ready.particles, ready.order, seen, settings)
 
     def start() -> State:
         assignments = from_particles(ready.particles, len(seen.micrographs), device=seen.device)
-        assignments.matrices[:] = torch.eye(3, device=seen.device)
+        psi = ready.particles.column("psi") if params.skip_align else np.zeros(len(seen))
+        assignments.matrices = in_plane(torch.tensor(psi, dtype=torch.float64)).to(seen.device)
         rows = torch.arange(len(seen), device=seen.device)
         references = random_averages(seen, rows, assignments, params.classes, params.random_seed, job.ranks)
         return first_state(seen, assignments, references, settings)
@@ -151,6 +161,7 @@ JOB = JobType(
     examples="""
     verglas job Class2D --particles Extract/job005/particles.star --classes 50 --mask-diameter 120
     verglas job Class2D --particles particles.star --classes 10 --iterations 15 --mask-diameter 150 --psi-step 12 --out DIR
+    verglas job Class2D --particles run_it025_data.star --classes 5 --skip-align --mask-diameter 120 --out DIR
     torchrun --nproc-per-node 4 -m verglas job Class2D --particles particles.star --classes 50 --mask-diameter 120
     """,
     params=Params,

@@ -165,6 +165,7 @@ def _class2d(given: Mapping[str, Any]) -> dict[str, Any]:
         "psi_sampling": given["psi_step"] / 2,
         "offset_step": given["offset_step"] / 2,
         "highres_limit": given["limit_resolution"] or -1,
+        "dont_skip_align": not given["skip_align"],
     }
 
 

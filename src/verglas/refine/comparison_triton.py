@@ -9,7 +9,7 @@ import triton.language as tl
 from verglas.refine.groups import Groups
 from verglas.refine.score_triton import complex_at, score_listed, score_own
 from verglas.volume.slices import Pixels, Projector
-from verglas.volume.slices_triton import BLOCK, packed, sample, strides
+from verglas.volume.slices_triton import BLOCK, VARYING, packed, sample, strides
 
 __all__ = ["score_listed", "score_own", "sum_into_slices", "sum_over_slices"]
 
@@ -85,7 +85,7 @@ def _slice(table, scales, class_, stride_y, stride_z, stride_map, half, padding,
     return tl.where(mask, scale * real, 0.0), tl.where(mask, scale * imaginary, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _sum_into_slices(
     images, ctf, factors, stride, starts, image_of, shift, weight, order, row_starts, numerators, weights, k, BLOCK: tl.constexpr
 ):
@@ -109,7 +109,7 @@ def _sum_into_slices(
     tl.store(weights + at, power, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _sum_over_slices(
     table, scales, stride_y, stride_z, stride_map, half, padding, images, ctf, factors, stride, starts, image_of, shift, weight,
     matrices, classes, image_starts, kx, ky, count, k, cross, energy, BLOCK: tl.constexpr,

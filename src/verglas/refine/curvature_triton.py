@@ -8,7 +8,7 @@ import triton.language as tl
 
 from verglas.refine.curvature_native import SUMS
 from verglas.volume.slices import Pixels, Projector
-from verglas.volume.slices_triton import BLOCK, locate, packed, pair, strides
+from verglas.volume.slices_triton import BLOCK, VARYING, locate, packed, pair, strides
 
 _LEAST_PROGRAMS = 2048  # what keeps a card busy
 
@@ -52,7 +52,7 @@ def _slopes(table, stride_y, stride_z, corner, fx, fy, fz, mask):
     return re, im, x_re, x_im, y_re, y_im, z_re, z_im
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _local_sums(
     table, scales, stride_y, stride_z, half, padding, moved, ctf, matrices, kx, ky, count, k, steps, out,
     SUMS: tl.constexpr, BLOCK: tl.constexpr,

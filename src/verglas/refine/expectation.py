@@ -31,6 +31,8 @@ from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}  # reals held at once: a share of a core's cache; of a card's memory
 _UNLIKE = 16.0  # scores of a chunk are as many for each image: beyond this most would stand for nothing
+_MOST_ON_CARD = 16384  # images: the small steps are then little beside the rest
+_TABLES_OF_SUMS = 4  # what the sums take, in tables of slices, and the table itself
 _MOST_ON_CPU = 2 << 30  # bytes of a batch: cores are as busy, and a laptop has room for the maps
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
@@ -73,12 +75,19 @@ def _dense_slices(candidates: Candidates, search: Search) -> DenseSlices:
 
 
 def _images_at_once(all_of: Pass, dense: DenseSlices | None) -> int:
-    """Images in a batch, from the memory there is; a few hundred are enough to keep the products busy."""
+    """Images in a batch, from the memory there is. A few hundred keep a CPU's products busy; a card waits for many small steps, which
+    take as long for few images as for many.
+    """
     search, device = all_of.search, all_of.seen.device
-    images = 32 * len(search.full) + 64 * all_of.seen.box**2
-    scores = 12 * len(search.shifts.coarse) * (len(dense) + 4 * len(search.coarse)) if dense is not None else 0
-    at_most = 4096 if device.type == "cuda" else min(512, max(1, _MOST_ON_CPU // (images + scores)))
-    return batch_size(images + scores, device, at_most=at_most, reserved=1 << 28)
+    pixels, full = all_of.seen.box**2, len(search.full)
+    reals = len(search.shifts.coarse) * (len(dense) + 4 * len(search.coarse)) if dense is not None else 0
+    if device.type == "cuda":
+        # a pose that stays likely is listed in 20 bytes beside its 4: nearly all of them, before anything is told apart
+        table = all_of.candidates.projector.table
+        reserved = (1 << 31) + _TABLES_OF_SUMS * table.numel() * table.element_size()
+        return batch_size(24 * pixels + 48 * full + 24 * reals, device, at_most=_MOST_ON_CARD, reserved=reserved)
+    size = 64 * pixels + 32 * full + 12 * reals
+    return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=1 << 28)
 
 
 def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_class: torch.Tensor | None) -> tuple[Entries, torch.Tensor]:

@@ -90,8 +90,9 @@ def keep_weight(found: Likely, fraction: float, at_most: int) -> tuple[Kept, Nor
     floor = total * (1 - fraction) / counts
     enough = weight > floor[image]
     image, place, weight = image[enough], place[enough], weight[enough] / total[image[enough]]
-    order = torch.argsort(weight, descending=True, stable=True)
-    order = order[torch.argsort(image[order], stable=True)]
+    # by image and, in it, by falling weight in one sort: positive floats are in the order of their bits
+    falling = torch.iinfo(torch.int32).max - weight.view(torch.int32).long()
+    order = torch.argsort((image << 32) + falling, stable=True)
     image, place, weight = image[order], place[order], weight[order]
     before, number = _sum_before(image, weight, len(largest))
     keep = (before < fraction) & (number < at_most)

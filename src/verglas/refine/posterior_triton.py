@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 _BLOCK = 1024  # slices of a program
+_VARYING = ("shifts", "slices", "blocks")  # not compiled again for each pattern of their divisibility
 
 
 def likely_poses(
@@ -58,7 +59,7 @@ def _scores(
     return value, shift * slices + row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _best_of_blocks(products, energy, log_shift, log_slice, classes, bound, shifts, slices, best, BOUND: tl.constexpr, BLOCK: tl.constexpr):
     image, shift, block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     value, _ = _scores(products, energy, log_shift, log_slice, classes, bound, shifts, slices, image, shift, block, BOUND, BLOCK)
@@ -80,7 +81,7 @@ def _of_list(
     return value, place, value > tl.load(cut + own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _count(
     products, energy, log_shift, log_slice, classes, bound, shifts, slices, cut, image, block, blocks, counts,
     BOUND: tl.constexpr, BLOCK: tl.constexpr,
@@ -89,7 +90,7 @@ def _count(
     tl.store(counts + tl.program_id(0), tl.sum(likely.to(tl.int64)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _collect(
     products, energy, log_shift, log_slice, classes, bound, shifts, slices, cut, image, block, blocks, starts, places, scores,
     BOUND: tl.constexpr, BLOCK: tl.constexpr,

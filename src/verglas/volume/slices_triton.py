@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from verglas.volume.slices import Pixels, Projector
 
 BLOCK = 256  # pixels of a program
+# Parameters that change from call to call. Triton would compile a kernel again, for seconds, for each pattern of their divisibility.
+VARYING = ("stride_y", "stride_z", "stride_map", "stride", "count", "k", "steps", "rows", "columns")
 _PACKED: WeakKeyDictionary[Projector, tuple[torch.Tensor, torch.Tensor]] = WeakKeyDictionary()
 
 
@@ -156,7 +158,7 @@ def _of_map(which, slice_, stride_map, MANY: tl.constexpr):
     return tl.load(which + slice_) * stride_map if MANY else 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _project(
     table, stride_y, stride_z, stride_map, half, padding, matrices, which, kx, ky, count, k, out, MANY: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -170,7 +172,7 @@ def _project(
     tl.store(into + 1, tl.where(real_pixel, imaginary, 0.0), mask=pixel < k)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def _spread(
     counts, stride_y, stride_z, stride_map, half, padding, matrices, which, kx, ky, count, k, values, weights, of_values, of_weights,
     MANY: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
