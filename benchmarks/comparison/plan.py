@@ -26,9 +26,10 @@ _OWN: dict[tuple[str, str], dict[str, Any]] = {
         "starts": 2,
         "iterations": 24,
         "sgd_ini_resol": 40.0,
-        "sgd_fin_resol": 17.0,
+        "sgd_fin_resol": 20.0,
         "sgd_ini_subset": 150,
         "sgd_fin_subset": 500,
+        "refine_iterations": 4,
     },
     ("InitialModel", "relion"): {
         "sgd_ini_resol": 35.0,

@@ -17,7 +17,15 @@ from verglas.particles import read_particles, write_particles
 COUNT, BOX, PIXEL = 80, 24, 8.0
 COMMON = {"mask_diameter": DIAMETER, "threads": 1}
 SPACE = {"symmetry": "D2", "ini_high": 40.0, "healpix_order": 1, "offset_range": 3.0}
-FIRST = {"symmetry": "D2", "starts": 1, "iterations": 4, "sgd_fin_resol": 25.0, "sgd_fin_subset": 60, "sgd_ini_subset": 40}
+FIRST = {
+    "symmetry": "D2",
+    "starts": 1,
+    "iterations": 4,
+    "sgd_fin_resol": 25.0,
+    "sgd_fin_subset": 60,
+    "sgd_ini_subset": 40,
+    "refine_iterations": 2,
+}
 RUNS: dict[str, tuple[JobType, dict[str, Any], str]] = {
     "Class2D": (class2d.JOB, {"classes": 2, "iterations": 3, "psi_step": 24.0, "offset_range": 3.0}, "run_it003"),
     "Class2D without alignment": (class2d.JOB, {"classes": 2, "iterations": 3, "skip_align": True}, "run_it003"),
@@ -25,7 +33,7 @@ RUNS: dict[str, tuple[JobType, dict[str, Any], str]] = {
     "Class3D near given angles": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 2, "local_search_sigma": 8.0}, "run_it002"),
     "Class3D without alignment": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 3, "skip_align": True}, "run_it003"),
     "Refine3D": (refine3d.JOB, {**SPACE, "iterations": 2}, "run"),
-    "InitialModel": (initialmodel.JOB, FIRST, "run_it004"),
+    "InitialModel": (initialmodel.JOB, FIRST, "run_it006"),
 }
 
 

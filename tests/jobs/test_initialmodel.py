@@ -32,7 +32,7 @@ PARAMS = {
     "write_every": 4,
     "threads": 1,
 }
-LAST = "run_it012"
+LAST_OF_START, LAST = "run_it012", "run_it016"
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,32 @@ def test_a_stopped_run_goes_on_to_the_same_map(project: Path, done: tuple) -> No
     assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(done[0] / "initial_model.mrc")[0], atol=1e-5)
 
 
+def test_a_run_that_was_stopped_after_its_starts_goes_on_from_there(project: Path, done: tuple) -> None:
+    out, inputs = project / "stopped_late", {"particles": project / "particles.star"}
+    shutil.copytree(done[0] / "start1", out / "start1")
+    shutil.copytree(done[0] / "start2", out / "start2")
+    with pytest.raises(JobAborted):
+        JOB.run(make_job(JOB, PARAMS, inputs, out, stop_after=2))
+    assert (out / "run_it014_optimiser.star").exists() and not (out / "run_it015_optimiser.star").exists()
+    job = make_job(JOB, PARAMS, inputs, out)
+    JOB.run(job)
+    assert "going on after iteration 14" in job.said
+    assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(done[0] / "initial_model.mrc")[0], atol=1e-5)
+
+
+def test_the_iterations_after_the_starts_add_detail(done: tuple) -> None:
+    def resolution(path: Path) -> float:
+        density = torch.from_numpy(read_map(path)[0])
+        return map_fsc_to_truth(density, truth(), PIXEL, radius=60.0, rotations=normaliser("D2")).resolution
+
+    starts = [resolution(done[0] / f"start{number}/{LAST_OF_START}_class001.mrc") for number in (1, 2)]
+    assert resolution(done[0] / "initial_model.mrc") < 16.0 < min(starts)  # Nyquist's is 14 Å
+
+
 def test_an_iteration_that_was_not_written_whole_is_not_taken(project: Path, done: tuple) -> None:
     out = project / "torn"
     shutil.copytree(done[0], out)
-    for name in ("initial_model.mrc", f"start2/{LAST}_optimiser.star"):
+    for name in ("initial_model.mrc", f"start2/{LAST_OF_START}_optimiser.star"):
         (out / name).unlink()
     job = make_job(JOB, PARAMS, {"particles": project / "particles.star"}, out)
     JOB.run(job)
@@ -106,7 +128,7 @@ def test_iterations_of_other_settings_are_not_taken(project: Path, done: tuple) 
     shutil.copytree(done[0] / "start1", out / "start1")
     inputs = {"particles": project / "particles.star"}
     for change, goes_on in (({}, True), ({"random_seed": 5}, False), ({"sgd_fin_resol": 22.0}, False), ({"mask_diameter": 118}, False)):
-        job = make_job(JOB, PARAMS | {"starts": 1} | change, inputs, out, stop_after=0)
+        job = make_job(JOB, PARAMS | {"starts": 1, "refine_iterations": 0} | change, inputs, out, stop_after=0)
         if goes_on:
             JOB.run(job)
         else:
@@ -115,10 +137,11 @@ def test_iterations_of_other_settings_are_not_taken(project: Path, done: tuple) 
         assert any("going on" in text for text in job.said) == goes_on
 
 
-def test_gentle_clean_takes_the_starts_alone(done: tuple) -> None:
+def test_gentle_clean_leaves_the_last_iteration(done: tuple) -> None:
     out, _ = done
     cleaned = list(JOB.clean(out))
-    assert cleaned and all(path.parent.name.startswith("start") for path in cleaned)
+    assert cleaned and all(path.parent.name.startswith("start") or "run_it013" <= path.name < LAST for path in cleaned)
+    assert not any(path.name.startswith(LAST) for path in cleaned)
 
 
 @pytest.mark.relion

@@ -19,9 +19,9 @@ JOBS: dict[str, tuple[object, ...]] = {
     "Class2D": ("--classes", 2, "--iterations", 3, "--psi-step", 24, *QUICK),
     "Class3D": ("--reference", "truth.mrc", "--classes", 1, "--iterations", 2, "--symmetry", "D2", "--healpix-order", 1, *QUICK),
     "Refine3D": ("--reference", "truth.mrc", "--symmetry", "D2", "--healpix-order", 1, "--iterations", 2, *QUICK),
-    "InitialModel": ("--symmetry", "D2", "--starts", 1, "--iterations", 3, "--sgd-fin-resol", 25, *QUICK),
+    "InitialModel": ("--symmetry", "D2", "--starts", 1, "--iterations", 3, "--sgd-fin-resol", 25, "--refine-iterations", 1, *QUICK),
 }
-RESULT = {"Class2D": "run_it003", "Class3D": "run_it002", "Refine3D": "run", "InitialModel": "run_it003"}
+RESULT = {"Class2D": "run_it003", "Class3D": "run_it002", "Refine3D": "run", "InitialModel": "run_it004"}
 
 
 def write_set(images: torch.Tensor | None = None, count: int = COUNT, **columns: object) -> ParticleSet:

@@ -10,13 +10,17 @@ from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
 from verglas.jobs.initialmodel_files import stem, write_particles_of, write_starts, write_state
 from verglas.jobs.initialmodel_starts import Start, agreement, largest_class, run_start, symmetrised_start
-from verglas.jobs.refinement import check_one_grid, check_ranks, say_empty_classes, take_device
+from verglas.jobs.refinement import check_one_grid, check_ranks, in_reading_order, iterate, say_empty_classes, take_device
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from verglas.particles import ParticleSet
+    from verglas.refine.assignments import Assignments
 
 _MAP, _STARTS = "initial_model.mrc", "starts.star"
 _PRELOAD_BYTES = 4 << 30
+_TAU2_FUDGE = 4.0  # RELION's for initial models and classes
 
 
 class Params(JobParams):
@@ -32,8 +36,13 @@ class Params(JobParams):
     classes: int = param(1, "Maps to part the particles into", label="Number of classes:", flag="--K", ge=1)
     starts: int = param(2, "Independent starts, of which the most likely is kept", ge=1)
     iterations: int = param(24, "Iterations of each start", ge=3)
+    refine_iterations: int = param(
+        4, "Iterations of all particles that follow for the start that is kept, as finely as the data allow; 0: none", ge=0
+    )
     sgd_ini_resol: float = param(40.0, "Resolution at the start", label="Initial resolution (A):", flag="--sgd_ini_resol", unit="Å", gt=0)
-    sgd_fin_resol: float = param(17.0, "Resolution at the end", label="Final resolution (A):", flag="--sgd_fin_resol", unit="Å", gt=0)
+    sgd_fin_resol: float = param(
+        20.0, "Resolution at the end of the starts", label="Final resolution (A):", flag="--sgd_fin_resol", unit="Å", gt=0
+    )
     sgd_ini_subset: int = param(
         150, "Particles an iteration at the start", label="Initial mini-batch size:", flag="--sgd_ini_subset", ge=10
     )
@@ -49,9 +58,14 @@ class Params(JobParams):
     )
 
 
-def last_iteration(params: Params) -> int:
-    """Number of the last iteration: with the symmetry applied later, a third is added after it."""
+def last_of_start(params: Params) -> int:
+    """Number of the last iteration of the start that is kept: with the symmetry applied later, a third is added after it."""
     return params.iterations + (params.iterations // 3 if params.do_run_C1 else 0)
+
+
+def last_iteration(params: Params) -> int:
+    """Number of the last iteration of all."""
+    return last_of_start(params) + params.refine_iterations
 
 
 def outputs(params: Params) -> tuple[OutputSpec, ...]:
@@ -87,14 +101,14 @@ def validate(job: Job) -> None:
 
 
 def run(job: Job) -> Items:
-    """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; write."""
+    """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; refine it; write."""
     import torch
 
     from verglas.refine.observations import Observations
 
     params, device = job.params, take_device(job)
     with job.phase("read"):
-        particles, source, items = _usable_particles(job)
+        particles, order, source, items = _usable_particles(job)
         check_ranks(job, len(particles))
         seen = Observations(
             particles,
@@ -109,19 +123,65 @@ def run(job: Job) -> Items:
         best = max(starts, key=lambda start: start.gain)
         agreed = [agreement(start, best) for start in starts] if job.ranks.first else []
         if params.do_run_C1:
-            best = symmetrised_start(job, best, last_iteration(params))
-        rows = torch.arange(len(particles))
-        found = best.model.assign(best.state)
+            best = symmetrised_start(job, best, last_of_start(params))
+    if params.refine_iterations:
+        best, found = _refined(job, best, order)
+    else:
+        with job.phase("compute"):
+            found = best.model.assign(best.state)
     if job.ranks.first:
         with job.phase("write"):
+            if not params.refine_iterations:
+                write_state(job.out, best.state, best.model)
+                write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, torch.from_numpy(order), found)
             _write(job, best, starts, agreed)
-            write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, rows, found)
         say_empty_classes(job, found.classes, params.classes)
     return items
 
 
-def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
-    """The particles to work with, in the order of the file, their images, and the account of those left out."""
+def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignments]:
+    """The start after iterations of all particles that go as far as they carry, and what is known of these then; written as they go."""
+    from dataclasses import replace
+
+    from verglas.compute.device import has_fast_bf16
+    from verglas.refine.classify import classify
+    from verglas.refine.initial_model import State
+    from verglas.refine.output import Output
+    from verglas.refine.settings import Settings
+    from verglas.refine.start import first_state
+
+    params, seen, begun = job.params, best.model.seen, best.state
+    step = best.model.settings.offset_step / seen.pixel_size
+    settings = Settings(
+        dims=3,
+        mask_diameter=params.mask_diameter,
+        classes=params.classes,
+        iterations=last_iteration(params),
+        symmetry=params.symmetry,
+        tau2_fudge=_TAU2_FUDGE,
+        ini_high=params.sgd_fin_resol,
+        offset_range_px=params.offset_range / seen.pixel_size,
+        offset_step_px=max(step / 2, min(2.0, step)),
+        absolute_greyscale=True,
+        correct_ctf=params.do_ctf_correction,
+        ctf_intact_first_peak=params.ctf_intact_first_peak,
+        half_precision=has_fast_bf16(seen.device),
+        seed=params.random_seed,
+    )
+
+    def start() -> Any:
+        state = first_state(seen, best.model.known, begun.maps, settings)
+        state.models[0].class_weight = begun.shares.to(state.models[0].class_weight)
+        return replace(state, iteration=begun.iteration)
+
+    output = Output(job.out, seen.particles, order, seen, settings)
+    state = iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, settings.iterations)
+    model = state.models[0]
+    return replace(best, state=State(state.iteration, model.references, model.class_weight.float().cpu())), state.assignments
+
+
+def _usable_particles(job: Job) -> tuple[ParticleSet, np.ndarray, Any, Items]:
+    """The particles to work with, as they lie in their stacks; the place of each row; their images; the account of those left out."""
     import numpy as np
 
     from verglas.particles import read_particles
@@ -141,13 +201,13 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, Any, Items]:
     bad = unusable(StackImages(particles), job.ranks)
     for row, reason in bad.items():
         items.fail(str(particles.column("image_name")[row]), reason)
-    particles = particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad))).without_unused_optics()
+    particles, order = in_reading_order(particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad))).without_unused_optics())
     if len(particles) < 3 * job.params.classes:
         raise InputError(job.inputs["particles"], f"{len(particles)} usable images are left", "Check the extraction")
     items.done = len(particles)
     images = StackImages(particles)
     small = 4 * len(images) * images.box**2 < _PRELOAD_BYTES
-    return particles, images.preload() if small else images, items
+    return particles, order, images.preload() if small else images, items
 
 
 def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float, bool]]) -> None:
@@ -168,7 +228,6 @@ def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float,
         for i, (s, (to, mirrored)) in enumerate(zip(starts, agreed, strict=True), start=1)
     ]
     write_starts(job.out / _STARTS, rows)
-    write_state(job.out, best.state, best.model)
     write_map(job.out / _MAP, density, pixel_size)
 
 
@@ -218,8 +277,11 @@ def describe(metrics: Metrics) -> str:
 
 
 def clean(out: Path) -> Iterator[Path]:
-    """The iterations of the starts."""
-    return out.glob("start*/run_it*")
+    """The iterations of the starts, and those after them but for the last."""
+    from verglas.refine.output import intermediate_files
+
+    yield from out.glob("start*/run_it*")
+    yield from intermediate_files(out)
 
 
 JOB = JobType(

@@ -132,7 +132,7 @@ def prepare(job: Job, least: int) -> Prepared:
     import torch
 
     from verglas.compute.memory import free_bytes
-    from verglas.particles import KeptImages, StackImages, reading_order
+    from verglas.particles import KeptImages, StackImages
     from verglas.refine.kernels import path_taken
     from verglas.refine.observations import Observations, unusable
 
@@ -149,10 +149,7 @@ def prepare(job: Job, least: int) -> Prepared:
     _say_pixel_clash(job, everything)
     if bad:
         job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
-    as_read = reading_order(kept)  # the result does not depend on the order of the rows
-    order = np.empty(len(kept), np.int64)
-    order[as_read] = np.arange(len(kept))
-    particles = kept.subset(as_read)
+    particles, order = in_reading_order(kept)
     source: Any = StackImages(particles)
     size = source.dtype.itemsize * len(source) * source.box**2 // job.ranks.size
     free = min(job.ranks.everyones(free_bytes(torch.device("cpu"))))
@@ -172,6 +169,18 @@ def prepare(job: Job, least: int) -> Prepared:
         intact_until_first_peak=params.ctf_intact_first_peak,
     )
     return Prepared(seen, particles, order, items, device)
+
+
+def in_reading_order(particles: ParticleSet) -> tuple[ParticleSet, np.ndarray]:
+    """The particles as they lie in their stacks, so that no result depends on the order of the rows, and the place of each row there."""
+    import numpy as np
+
+    from verglas.particles import reading_order
+
+    as_read = reading_order(particles)
+    order = np.empty(len(particles), np.int64)
+    order[as_read] = np.arange(len(particles))
+    return particles.subset(as_read), order
 
 
 def _say_pixel_clash(job: Job, particles: ParticleSet) -> None:

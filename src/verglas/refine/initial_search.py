@@ -13,6 +13,7 @@ from verglas.volume.sampling import asymmetric_unit
 from verglas.volume.slices import Pixels, Projector
 
 _SCORES_AT_ONCE = 1 << 23  # numbers of a chunk's score matrix
+_NEGLIGIBLE = 60.0  # below the best: e⁻⁶⁰ of its weight
 
 
 class PoseSearch:
@@ -42,15 +43,24 @@ class PoseSearch:
         scores = (moved.flatten(0, 1) @ self.slices.T).view(len(batch), len(self.shifts), -1)
         scores += (self.prior - 0.5 * batch.ctf.square() @ self.power.T)[:, None]
         flat = scores.flatten(1)
-        gain = torch.logsumexp(flat, dim=1) - math.log(len(self.shifts))
-        weights = torch.softmax(self.exponent * flat, dim=1)
-        by_class = weights.unflatten(1, (len(self.shifts), -1, len(self.rotations)))
-        classes = by_class.sum(dim=(1, 3))
-        if self.exponent < 1 and classes.shape[1] > 1:
-            factor = _balancing(classes)
-            by_class *= factor[:, None, :, None]
-            classes = classes * factor
-        return weights.view_as(scores), moved, torch.cat([gain[:, None], weights.amax(dim=1, keepdim=True), classes], dim=1)
+        best = flat.amax(dim=1)
+        # products with numbers next to nothing take a processor far longer: what no sum can notice stays above them
+        flat.sub_(best[:, None]).clamp_(min=-_NEGLIGIBLE / self.exponent)
+        total = flat.exp().sum(dim=1) if self.exponent < 1 else None
+        weights = (flat.mul_(self.exponent) if self.exponent < 1 else flat).exp_()
+        share = weights.sum(dim=1)
+        gain = best + torch.log(share if total is None else total) - math.log(len(self.shifts))
+        weights /= share[:, None]
+        classes, largest = torch.ones_like(best)[:, None], 1 / share
+        if len(self.slices) > len(self.rotations):
+            by_class = weights.unflatten(1, (len(self.shifts), -1, len(self.rotations)))
+            classes = by_class.sum(dim=(1, 3))
+            if self.exponent < 1:
+                factor = _balancing(classes)
+                by_class *= factor[:, None, :, None]
+                classes = classes * factor
+                largest = weights.amax(dim=1)
+        return weights.view_as(scores), moved, torch.cat([gain[:, None], largest[:, None], classes], dim=1)
 
 
 def _balancing(classes: torch.Tensor, rounds: int = 30) -> torch.Tensor:
