@@ -1,4 +1,4 @@
-"""InitialModel: a first map from the particles alone; several starts, and the one that explains the images best is kept."""
+"""InitialModel: a first map from the particles alone; of several starts the one that explains the images best is kept and refined."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from verglas.volume.slices import Pixels
 
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}  # reals held at once: a share of a core's cache; of a card's memory
 _UNLIKE = 16.0  # scores of a chunk are as many for each image: beyond this most would stand for nothing
-_MOST_ON_CARD = 16384  # images: the small steps are then little beside the rest
+_FEW_ON_CARD, _MOST_ON_CARD = 2048, 16384  # images: beyond, the small steps are little beside the rest
 _TABLES_OF_SUMS = 4  # what the sums take, in tables of slices, and the table itself
 _MOST_ON_CPU = 2 << 30  # bytes of a batch: cores are as busy, and a laptop has room for the maps
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
@@ -50,7 +50,7 @@ def expect(
     sums = Sums(model, search.max_shell, search.padding, len(assignments.scale))
     dense = _dense_slices(candidates, search) if search.everywhere else None
     found = []
-    for part, read in seen.reading_ahead(rows.split(_images_at_once(all_of, dense))):
+    for part, read in seen.reading_ahead(rows.split(_images_at_once(all_of, dense, len(rows)))):
         batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given, read=read)
         with fast_products(seen.device):
             if search.fit == "last":
@@ -74,9 +74,9 @@ def _dense_slices(candidates: Candidates, search: Search) -> DenseSlices:
     return DenseSlices(candidates.coarse(everything, search.coarse), search.half_precision and not search.correlation)
 
 
-def _images_at_once(all_of: Pass, dense: DenseSlices | None) -> int:
-    """Images in a batch, from the memory there is. A few hundred keep a CPU's products busy; a card waits for many small steps, which
-    take as long for few images as for many.
+def _images_at_once(all_of: Pass, dense: DenseSlices | None, images: int) -> int:
+    """How many of so many images make a batch, from the memory there is. A few hundred keep a CPU's products busy; a card waits for many
+    small steps, which take as long for few images as for many, but it also waits for the first batch to be read.
     """
     search, device = all_of.search, all_of.seen.device
     pixels, full = all_of.seen.box**2, len(search.full)
@@ -85,7 +85,8 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None) -> int:
         # a pose that stays likely is listed in 20 bytes beside its 4: nearly all of them, before anything is told apart
         table = all_of.candidates.projector.table
         reserved = (1 << 31) + _TABLES_OF_SUMS * table.numel() * table.element_size()
-        return batch_size(24 * pixels + 48 * full + 24 * reals, device, at_most=_MOST_ON_CARD, reserved=reserved)
+        at_most = min(_MOST_ON_CARD, max(_FEW_ON_CARD, images // 4))
+        return batch_size(24 * pixels + 48 * full + 24 * reals, device, at_most=at_most, reserved=reserved)
     size = 64 * pixels + 32 * full + 12 * reals
     return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=1 << 28)
 
