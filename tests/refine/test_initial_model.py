@@ -1,5 +1,6 @@
 """First maps against the truth that the particles were made from."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -10,13 +11,14 @@ from refine.particles_for_tests import simulated
 from verglas.particles import ParticleSet
 from verglas.particles.images import ArrayImages
 from verglas.refine.initial_model import InitialModel, Settings, State, spherical, stage
-from verglas.refine.initial_search import rotations_apart
+from verglas.refine.initial_search import PoseSearch, rotations_apart
 from verglas.refine.observations import Observations
 from verglas.scores.maps import map_fsc_to_truth
 from verglas.simulate.stand_in import stand_in
 from verglas.volume.atoms import density_from_atoms
 from verglas.volume.rotations import axis_rotation, random_rotations, rotation_distance
-from verglas.volume.sampling import asymmetric_unit
+from verglas.volume.sampling import asymmetric_unit, shift_grid
+from verglas.volume.slices import pixel_list
 from verglas.volume.symmetry import normaliser, symmetry_operators
 from volume.maps_for_tests import chain
 
@@ -110,6 +112,31 @@ def test_card_and_cpu_agree(made: tuple) -> None:
     there, here = card.step(card.start()), model.step(model.start())
     assert torch.allclose(there.maps.cpu(), here.maps, rtol=1e-2, atol=1e-3 * float(here.maps.max()))
     assert card.mean_log_likelihood(there, card.sample(50)) == pytest.approx(model.mean_log_likelihood(here, model.sample(50)), rel=1e-2)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("exponent", [1.0, 0.3])
+def test_weights_are_the_posterior_and_none_is_next_to_nothing(made: tuple, classes: int, exponent: float) -> None:
+    """Against the definition in double precision; numbers that a processor takes far longer for would slow the products tenfold."""
+    seen, state, _, _, model = made
+    pixels = pixel_list(BOX, 8)
+    batch = seen.batch(torch.arange(20), model.known, 1e-3 * model.noise, pixels)  # a posterior as sharp as they come
+    shares = torch.tensor([0.25, 0.75])[:classes] if classes > 1 else torch.ones(1)
+    maps = torch.cat([state.maps, state.maps.flip(1)])[:classes]
+    search = PoseSearch(maps, shares, rotations_apart(20.0, torch.eye(3), "D2"), shift_grid(2.0, 1.0), pixels, exponent)
+    weights, moved, quality = search.posterior(batch)
+    scores = moved.double().flatten(0, 1) @ search.slices.double().T
+    scores = scores.view(20, -1, len(search.slices)) - 0.5 * (batch.ctf.double().square() @ search.power.double().T)[:, None]
+    flat = (scores + search.prior.double()).flatten(1)
+    expected = torch.softmax(exponent * flat, dim=1)
+    gain = torch.logsumexp(flat, dim=1) - math.log(len(search.shifts))
+    assert torch.allclose(quality[:, 0].double(), gain, rtol=1e-5)
+    if classes == 1 or exponent == 1:  # others are balanced
+        assert torch.allclose(weights.flatten(1).double(), expected, atol=1e-3)
+        assert torch.allclose(quality[:, 1].double(), expected.amax(1), atol=1e-3)
+    assert torch.allclose(weights.sum((1, 2)), torch.ones(20), atol=1e-4)
+    assert torch.allclose(quality[:, 2:], weights.unflatten(2, (classes, -1)).sum((1, 3)), atol=1e-4)
+    assert (expected < 1e-37).any() and weights.min() > 1e-35
 
 
 @pytest.mark.parametrize("group", ["C1", "D2", "O"])
