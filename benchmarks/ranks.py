@@ -4,9 +4,9 @@
     python benchmarks/ranks.py Class2D --particles 60000 --box 128 --classes 100 --iterations 10 --ranks 1,2 --out DIR
 
 The particles are rendered into stacks in DIR (kept for the next run) and refined by the job itself, a GPU a rank where there are
-GPUs, else the cores shared. Times are of whole jobs, files and starting included, and of their iterations; shares are of the iterations'
-time; poses are compared with those of the first run. A job of few particles comes first, untimed, so that what a card compiles at its
-first use is compiled.
+GPUs, else the cores shared. Times are of whole jobs, files and starting included, and of their iterations with the state before the
+first; shares are of the iterations' time; poses are compared with those of the first run. A job of few particles comes first, untimed,
+so that what a card compiles at its first use is compiled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device()
     folder = given.out / f"{given.particles}_{given.box}px"
     _write_set(folder, given.particles, given.box, device)
-    rows, first = [], (0.0, 0.0)
+    rows: list[list[str]] = []
+    first = (0.0, 0.0)
     _run(given, folder, "few.star", f"{given.job}/few", 1)
     for ranks in given.ranks:
         out = f"{given.job}/ranks{ranks}"

@@ -128,7 +128,7 @@ EXPECTED = {
     "Extract/extract": ["--coord_dir AutoPick/job007/", "--coord_suffix _autopick.star", "--scale 32", "--invert_contrast", "--norm"],
     "Extract/extract_again": ["--reextract_data_star Refine3D/job014/run_data.star", "--recenter", "--scale 40"],
     "Class2D/class2d": ["--K 3", "--psi_step 12", "--offset_step 2", "--ctf"],
-    "InitialModel/initial_model": ["--sym D2", "--K 1", "--sgd_fin_resol 17", "--offset_range 6"],
+    "InitialModel/initial_model": ["--sym D2", "--K 1", "--sgd_fin_resol 20", "--offset_range 6"],
     "Class3D/class3d": ["--healpix_order 2", "--offset_step 2", "--strict_highres_exp 20", "--ini_high 30", "--sym D2", "--firstiter_cc"],
     "Refine3D/refine": [
         "--auto_refine",

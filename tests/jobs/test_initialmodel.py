@@ -103,6 +103,29 @@ def test_a_run_that_was_stopped_after_its_starts_goes_on_from_there(project: Pat
     assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(done[0] / "initial_model.mrc")[0], atol=1e-5)
 
 
+def test_iterations_after_another_start_are_not_gone_on_with(project: Path, done: tuple) -> None:
+    out = project / "longer"
+    shutil.copytree(done[0], out)
+    job = make_job(JOB, PARAMS | {"random_seed": 7, "starts": 1}, {"particles": project / "particles.star"}, out)
+    JOB.run(job)
+    assert not any("going on" in text for text in job.said)
+    fresh = project / "fresh"
+    run_job(JOB, PARAMS | {"random_seed": 7, "starts": 1}, {"particles": project / "particles.star"}, fresh)
+    assert np.allclose(read_map(out / "initial_model.mrc")[0], read_map(fresh / "initial_model.mrc")[0], atol=1e-5)
+
+
+def test_two_classes_are_refined_and_go_on(project: Path) -> None:
+    out, params = project / "classes", PARAMS | {"starts": 1, "classes": 2, "refine_iterations": 2}
+    inputs = {"particles": project / "particles.star"}
+    with pytest.raises(JobAborted):
+        JOB.run(make_job(JOB, params, inputs, out, stop_after=13))
+    job = make_job(JOB, params, inputs, out)
+    assert JOB.run(job).done == 237 and "going on after iteration 13" in job.said
+    found = read_particles(out / "run_it014_data.star")
+    assert set(found.column("class_number")) <= {1, 2} and (out / "run_it014_class002.mrc").exists()
+    assert JOB.measure(out, JOB.params(**params))["shape_kept"] < 42.0
+
+
 def test_the_iterations_after_the_starts_add_detail(done: tuple) -> None:
     def resolution(path: Path) -> float:
         density = torch.from_numpy(read_map(path)[0])

@@ -131,9 +131,14 @@ def test_weights_are_the_posterior_and_none_is_next_to_nothing(made: tuple, clas
     expected = torch.softmax(exponent * flat, dim=1)
     gain = torch.logsumexp(flat, dim=1) - math.log(len(search.shifts))
     assert torch.allclose(quality[:, 0].double(), gain, rtol=1e-5)
-    if classes == 1 or exponent == 1:  # others are balanced
+    of_class, own = weights.unflatten(2, (classes, -1)), flat.view(20, len(search.shifts), classes, -1)
+    within = torch.softmax(exponent * own.transpose(1, 2).flatten(2), dim=2)
+    assert torch.allclose((of_class / of_class.sum((1, 3), keepdim=True)).transpose(1, 2).flatten(2).double(), within, atol=1e-3)
+    if exponent == 1:
         assert torch.allclose(weights.flatten(1).double(), expected, atol=1e-3)
-        assert torch.allclose(quality[:, 1].double(), expected.amax(1), atol=1e-3)
+    else:
+        assert torch.allclose(quality[:, 2:].mean(0), torch.full((classes,), 1 / classes), atol=0.11)  # twenty images, each sure of one
+    assert torch.allclose(quality[:, 1], weights.flatten(1).amax(1), atol=1e-4)
     assert torch.allclose(weights.sum((1, 2)), torch.ones(20), atol=1e-4)
     assert torch.allclose(quality[:, 2:], weights.unflatten(2, (classes, -1)).sum((1, 3)), atol=1e-4)
     assert (expected < 1e-37).any() and weights.min() > 1e-35
@@ -152,7 +157,7 @@ def test_rotations_fill_one_unit_evenly(group: str) -> None:
 
 
 def test_schedule_rises_to_what_was_asked_for() -> None:
-    stages = [stage(i, Settings(mask_diameter=120.0), 36, 5.6) for i in range(1, 25)]
+    stages = [stage(i, Settings(mask_diameter=120.0, fin_resolution=17.0), 36, 5.6) for i in range(1, 25)]
     assert stages[0].resolution == pytest.approx(40) and stages[0].exponent == pytest.approx(0.3) and stages[0].batch == 150
     assert stages[15].resolution == pytest.approx(17) and stages[-1].shell == 12 and stages[-1].exponent == 1 and stages[-1].batch == 500
     assert [s.positive for s in stages] == [True] * 12 + [False] * 12

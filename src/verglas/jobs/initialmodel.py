@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from verglas.particles import ParticleSet
     from verglas.refine.assignments import Assignments
+    from verglas.refine.initial_model import State
 
 _MAP, _STARTS = "initial_model.mrc", "starts.star"
 _PRELOAD_BYTES = 4 << 30
-_TAU2_FUDGE = 4.0  # RELION's for initial models and classes
 
 
 class Params(JobParams):
@@ -69,7 +69,7 @@ def last_iteration(params: Params) -> int:
 
 
 def outputs(params: Params) -> tuple[OutputSpec, ...]:
-    """The map, and the files of the last iteration of the start that was kept."""
+    """The map, and the files of the last iteration."""
     name = stem(last_iteration(params))
     return (
         OutputSpec("map", NodeType.MAP, _MAP),
@@ -124,6 +124,7 @@ def run(job: Job) -> Items:
         agreed = [agreement(start, best) for start in starts] if job.ranks.first else []
         if params.do_run_C1:
             best = symmetrised_start(job, best, last_of_start(params))
+    begun = best.state
     if params.refine_iterations:
         best, found = _refined(job, best, order)
     else:
@@ -134,7 +135,7 @@ def run(job: Job) -> Items:
             if not params.refine_iterations:
                 write_state(job.out, best.state, best.model)
                 write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, torch.from_numpy(order), found)
-            _write(job, best, starts, agreed)
+            _write(job, best, starts, agreed, _shape_kept(best, begun))
         say_empty_classes(job, found.classes, params.classes)
     return items
 
@@ -142,10 +143,11 @@ def run(job: Job) -> Items:
 def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignments]:
     """The start after iterations of all particles that go as far as they carry, and what is known of these then; written as they go."""
     from dataclasses import replace
+    from hashlib import sha256
 
     from verglas.compute.device import has_fast_bf16
     from verglas.refine.classify import classify
-    from verglas.refine.initial_model import State
+    from verglas.refine.initial_model import TAU2_FUDGE, State
     from verglas.refine.output import Output
     from verglas.refine.settings import Settings
     from verglas.refine.start import first_state
@@ -158,7 +160,7 @@ def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignmen
         classes=params.classes,
         iterations=last_iteration(params),
         symmetry=params.symmetry,
-        tau2_fudge=_TAU2_FUDGE,
+        tau2_fudge=TAU2_FUDGE,
         ini_high=params.sgd_fin_resol,
         offset_range_px=params.offset_range / seen.pixel_size,
         offset_step_px=max(step / 2, min(2.0, step)),
@@ -174,7 +176,8 @@ def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignmen
         state.models[0].class_weight = begun.shares.to(state.models[0].class_weight)
         return replace(state, iteration=begun.iteration)
 
-    output = Output(job.out, seen.particles, order, seen, settings)
+    maps = sha256(begun.maps.cpu().numpy().tobytes()).hexdigest()
+    output = Output(job.out, seen.particles, order, seen, settings, begun_from=f"iteration {begun.iteration} of maps {maps}")
     state = iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, settings.iterations)
     model = state.models[0]
     return replace(best, state=State(state.iteration, model.references, model.class_weight.float().cpu())), state.assignments
@@ -210,8 +213,18 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, np.ndarray, Any, Items]:
     return particles, order, images.preload() if small else images, items
 
 
-def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float, bool]]) -> None:
-    """Maps, tables and pictures of the run."""
+def _shape_kept(best: Start, begun: State) -> float:
+    """Resolution in Å, no finer than that of the starts, to which the final map is the one that it was refined from (FSC 0.5)."""
+    from verglas.volume.fsc import fsc, resolution
+
+    pixel_size, finest = best.model.seen.pixel_size, best.model.settings.fin_resolution
+    number = int(best.state.shares.argmax())
+    after, before = (state.maps[number].cpu() for state in (best.state, begun))
+    return min(max(resolution(fsc(after, before), after.shape[-1], pixel_size, 0.5), finest), 999.0)
+
+
+def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float, bool]], kept: float) -> None:
+    """Maps, tables and pictures of the run; `kept`: to what resolution the starts' shape was."""
     from verglas.io.mrc import write_map
     from verglas.pictures.maps import draw_maps_in_a_row, draw_slices, draw_surface
 
@@ -227,12 +240,12 @@ def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float,
         {"start": i, "seed": s.model.settings.seed, "gain": s.gain, "spherical": s.spherical, "agreement": to, "mirrored": int(mirrored)}
         for i, (s, (to, mirrored)) in enumerate(zip(starts, agreed, strict=True), start=1)
     ]
-    write_starts(job.out / _STARTS, rows)
+    write_starts(job.out / _STARTS, rows, kept)
     write_map(job.out / _MAP, density, pixel_size)
 
 
 def measure(out: Path, params: Params) -> Metrics:
-    """How well the particles fit the map, and how far the starts agree."""
+    """How well the particles fit the start that was kept, how far the starts agree, and how much of it is in the final map."""
     import numpy as np
 
     from verglas.io.mrc import read_map
@@ -240,7 +253,8 @@ def measure(out: Path, params: Params) -> Metrics:
     from verglas.particles import read_particles
 
     path = out / _STARTS
-    starts = list_table(read_star(path), "starts", path)
+    tables = read_star(path)
+    starts = list_table(tables, "starts", path)
     gain, sphere, agreement = (numbers(starts, label, path) for label in ("gain", "spherical", "agreement"))
     particles = read_particles(out / f"{stem(last_iteration(params))}_data.star")
     best, (density, _) = int(gain.argmax()), read_map(out / _MAP)
@@ -250,6 +264,7 @@ def measure(out: Path, params: Params) -> Metrics:
         **between,
         "log_likelihood": float(gain[best]),
         "gain_over_sphere": float(gain[best] - sphere[best]),
+        "shape_kept": float(numbers(list_table(tables, "refined", path), "shape_kept", path)[0]),
         "starts_mirrored": int(numbers(starts, "mirrored", path).sum()),
         "max_probability": float(particles.column("max_probability").astype(np.float64).mean()),
         "items_out": len(particles),
@@ -258,9 +273,10 @@ def measure(out: Path, params: Params) -> Metrics:
 
 
 def checks(params: Params) -> tuple[Check, ...]:
-    """The map says something about orientations, and independent starts found the same shape."""
+    """The start says something about orientations, independent starts found the same shape, and so did what followed."""
     found = [
-        Check("gain_over_sphere", 0.0, None, "a map no more likely than its own spherical average holds no orientation"),
+        Check("shape_kept", None, 2 * params.sgd_fin_resol, "detail is added to the start's shape; another shape is no refinement of it"),
+        Check("gain_over_sphere", 0.0, None, "a start no more likely than its own spherical average holds no orientation"),
         Check("map_deviation", 1e-12, None, "an empty map explains nothing"),
         Check("max_probability", 0.01, 1.0, "poses drawn at random of about 1,000 and more would give less"),
     ]

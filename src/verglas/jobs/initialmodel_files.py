@@ -48,7 +48,7 @@ def last_state(folder: Path, model: InitialModel, like: State) -> State | None:
         blocks = read_star(path)
         general = {label: str(value) for label, value in dict(blocks["model_general"]).items()}
         maps = [read_map(f"{name}_class{number:03d}.mrc")[0] for number in range(1, int(general["rlnNrClasses"]) + 1)]
-        shares = torch.as_tensor(numbers(list_table(blocks, "model_classes", path), "rlnClassDistribution", path)).float()
+        shares = torch.tensor(numbers(list_table(blocks, "model_classes", path), "rlnClassDistribution", path), dtype=torch.float32)
         density = torch.stack([torch.from_numpy(volume) for volume in maps]).to(like.maps)
         return State(iteration, density, shares, float(general["rlnLogLikelihood"]), float(general["rlnAveragePmax"]))
     return None
@@ -92,13 +92,16 @@ def write_particles_of(path: Path, particles: ParticleSet, rows: torch.Tensor, f
     write_particles(path, particles.with_columns(**columns).subset(at.numpy()))
 
 
-def write_starts(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The table of starts: seed, mean log-likelihood gained, that of the spherical average, agreement with the best (Å)."""
+def write_starts(path: Path, rows: Sequence[dict[str, Any]], kept: float) -> None:
+    """The table of starts: seed, mean log-likelihood gained, that of the spherical average, agreement with the best (Å).
+
+    And, as a table of its own, to what resolution (Å) the refinement of the best has `kept` its shape.
+    """
     import pandas as pd
 
     from verglas.io.star import write_star
 
-    write_star(path, {"starts": pd.DataFrame(list(rows))})
+    write_star(path, {"starts": pd.DataFrame(list(rows)), "refined": {"shape_kept": kept}})
 
 
 def _model_tables(name: Path, state: State, model: InitialModel) -> dict[str, Any]:

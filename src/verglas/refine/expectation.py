@@ -32,6 +32,7 @@ from verglas.volume.slices import Pixels
 _CHUNK = {"cpu": 1 << 21, "cuda": 1 << 27}  # reals held at once: a share of a core's cache; of a card's memory
 _UNLIKE = 16.0  # scores of a chunk are as many for each image: beyond this most would stand for nothing
 _FEW_ON_CARD, _MOST_ON_CARD = 2048, 16384  # images: beyond, the small steps are little beside the rest
+_MOST_LISTED = 4096  # images of a local search, whose lists of neighbours are as long as they are
 _TABLES_OF_SUMS = 4  # what the sums take, in tables of slices, and the table itself
 _MOST_ON_CPU = 2 << 30  # bytes of a batch: cores are as busy, and a laptop has room for the maps
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
@@ -82,11 +83,12 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None, images: int) -> int
     pixels, full = all_of.seen.box**2, len(search.full)
     reals = len(search.shifts.coarse) * (len(dense) + 4 * len(search.coarse)) if dense is not None else 0
     if device.type == "cuda":
-        # a pose that stays likely is listed in 20 bytes beside its 4: nearly all of them, before anything is told apart
+        # a pose that stays likely is listed, weighed and sorted in ten times its 4 bytes: most are, before anything is told apart
         table = all_of.candidates.projector.table
         reserved = (1 << 31) + _TABLES_OF_SUMS * table.numel() * table.element_size()
-        at_most = min(_MOST_ON_CARD, max(_FEW_ON_CARD, images // 4))
-        return batch_size(24 * pixels + 48 * full + 24 * reals, device, at_most=at_most, reserved=reserved)
+        most = _MOST_ON_CARD if dense is not None or search.fit == "last" else _MOST_LISTED
+        at_most = min(most, max(_FEW_ON_CARD, images // 4))
+        return batch_size(24 * pixels + 48 * full + 40 * reals, device, at_most=at_most, reserved=reserved)
     size = 64 * pixels + 32 * full + 12 * reals
     return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=1 << 28)
 

@@ -33,7 +33,7 @@ from verglas.volume.sampling import shift_grid
 from verglas.volume.slices import FourierSums, Pixels, pixel_list
 from verglas.volume.symmetry import has_free_axis, symmetry_operators
 
-_TAU2_FUDGE = 4.0  # RELION's for initial models and classes
+TAU2_FUDGE = 4.0  # RELION's for initial models and classes
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Settings:
     classes: int = 1
     iterations: int = 24
     ini_resolution: float = 40.0
-    fin_resolution: float = 17.0
+    fin_resolution: float = 20.0
     ini_batch: int = 150
     fin_batch: int = 500
     ini_exponent: float = 0.3
     offset_range: float = 17.0
-    offset_step: float = 5.7
-    angle: float = 11.4
+    offset_step: float = 6.7
+    angle: float = 12.2
     seed: int = 1
 
 
@@ -239,7 +239,7 @@ class InitialModel:
         add_symmetric(sums, self.settings.symmetry, rotations.repeat(classes, 1, 1), pixels, numerators, weights, which)
         symmetrise(sums, self.settings.symmetry)
         signal = radial_average(rfft_centred(old, 3).abs().square(), self.seen.box, 3)[:, : now.shell + 1]
-        tau2 = _TAU2_FUDGE / 2 * torch.maximum(signal, 1e-2 * signal[:, 1:].amax(1, keepdim=True))
+        tau2 = TAU2_FUDGE / 2 * torch.maximum(signal, 1e-2 * signal[:, 1:].amax(1, keepdim=True))
         return torch.stack([self._shaped(density, now.positive) for density in 0.5 * old + 0.5 * reconstruct(sums, tau2)])
 
     def _shaped(self, density: torch.Tensor, positive: bool) -> torch.Tensor:

@@ -13,7 +13,8 @@ from verglas.volume.sampling import asymmetric_unit
 from verglas.volume.slices import Pixels, Projector
 
 _SCORES_AT_ONCE = 1 << 23  # numbers of a chunk's score matrix
-_NEGLIGIBLE = 60.0  # below the best: e⁻⁶⁰ of its weight
+_NEGLIGIBLE = 60.0  # below the best pose of a class: e⁻⁶⁰ of its weight
+_LEAST_CLASS = 1e-8  # of an image's weight
 
 
 class PoseSearch:
@@ -42,37 +43,31 @@ class PoseSearch:
         moved = shifted(batch.masked, batch.ctf, self.factors)
         scores = (moved.flatten(0, 1) @ self.slices.T).view(len(batch), len(self.shifts), -1)
         scores += (self.prior - 0.5 * batch.ctf.square() @ self.power.T)[:, None]
-        flat = scores.flatten(1)
-        best = flat.amax(dim=1)
+        of_class = scores.unflatten(2, (-1, len(self.rotations)))
+        best = of_class.amax(dim=(1, 3))
         # products with numbers next to nothing take a processor far longer: what no sum can notice stays above them
-        flat.sub_(best[:, None]).clamp_(min=-_NEGLIGIBLE / self.exponent)
-        total = flat.exp().sum(dim=1) if self.exponent < 1 else None
-        weights = (flat.mul_(self.exponent) if self.exponent < 1 else flat).exp_()
-        share = weights.sum(dim=1)
-        gain = best + torch.log(share if total is None else total) - math.log(len(self.shifts))
-        weights /= share[:, None]
-        classes, largest = torch.ones_like(best)[:, None], 1 / share
-        if len(self.slices) > len(self.rotations):
-            by_class = weights.unflatten(1, (len(self.shifts), -1, len(self.rotations)))
-            classes = by_class.sum(dim=(1, 3))
-            if self.exponent < 1:
-                factor = _balancing(classes)
-                by_class *= factor[:, None, :, None]
-                classes = classes * factor
-                largest = weights.amax(dim=1)
-        return weights.view_as(scores), moved, torch.cat([gain[:, None], largest[:, None], classes], dim=1)
+        of_class.sub_(best[:, None, :, None]).clamp_(min=-_NEGLIGIBLE / self.exponent)
+        total = of_class.exp().sum(dim=(1, 3)) if self.exponent < 1 else None
+        weights = (of_class.mul_(self.exponent) if self.exponent < 1 else of_class).exp_()
+        share = weights.sum(dim=(1, 3))
+        gain = torch.logsumexp(best + torch.log(share if total is None else total), dim=1) - math.log(len(self.shifts))
+        log_class = self.exponent * best + torch.log(share)
+        classes = torch.softmax(log_class + (_balance(log_class) if self.exponent < 1 else 0.0), dim=1).clamp(min=_LEAST_CLASS)
+        largest = classes / share
+        weights *= largest[:, None, :, None]
+        return weights.view_as(scores), moved, torch.cat([gain[:, None], largest.amax(dim=1, keepdim=True), classes], dim=1)
 
 
-def _balancing(classes: torch.Tensor, rounds: int = 30) -> torch.Tensor:
-    """Factors [b, K] on class weights [b, K] after which every image has weight 1 and every class an even share of the images.
+def _balance(log_class: torch.Tensor, rounds: int = 30) -> torch.Tensor:
+    """What to add to the logarithms of class weights [b, K] so that every class has an even share of the images [K].
 
     While shapes form, the first class to hold one would explain every image best and take them all.
     """
-    of_class = torch.ones(classes.shape[1], device=classes.device)
+    added = torch.zeros(log_class.shape[1], device=log_class.device)
     for _ in range(rounds):
-        share = (classes * of_class / (classes @ of_class)[:, None]).mean(dim=0)
-        of_class = of_class / (share * len(share)).clamp(min=1e-6)
-    return of_class / (classes @ of_class)[:, None]
+        share = torch.softmax(log_class + added, dim=1).mean(dim=0)
+        added = added - torch.log((share * len(share)).clamp(min=1e-6))
+    return added
 
 
 def rotations_apart(degrees: float, turn: torch.Tensor, group: str) -> torch.Tensor:

@@ -29,19 +29,30 @@ _BILD_ORDER = 3
 
 
 class Output:
-    """Writes the iterations of one run into `folder`; `particles` are those of `seen`, written in the order `order`."""
+    """Writes the iterations of one run into `folder`; `particles` are those of `seen`, written in the order `order`.
+
+    `begun_from` tells what else the run began from than its settings and particles, so that no other run's iterations are gone on from.
+    """
 
     def __init__(
-        self, folder: Path, particles: ParticleSet, order: np.ndarray, seen: Observations, settings: Settings, mask: Path | None = None
+        self,
+        folder: Path,
+        particles: ParticleSet,
+        order: np.ndarray,
+        seen: Observations,
+        settings: Settings,
+        mask: Path | None = None,
+        begun_from: str = "",
     ) -> None:
         self.folder, self.particles, self.order = folder, particles, order
         self.seen, self.settings, self.mask, self._device = seen.layout(), settings, mask, seen.device
+        self._begun_from = begun_from
 
     @property
     def key(self) -> str:
         """What a state must have been made with to be gone on from: settings (a run may be made longer) and particles."""
         same = {name: value for name, value in asdict(self.settings).items() if name != "iterations"}
-        facts = [repr(sorted(same.items())), *self.particles.column("image_name").astype(str)]
+        facts = [repr(sorted(same.items())), *filter(None, [self._begun_from]), *self.particles.column("image_name").astype(str)]
         return sha256("\n".join(facts).encode()).hexdigest()
 
     def last_state(self) -> State | None:

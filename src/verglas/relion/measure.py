@@ -10,7 +10,7 @@ from verglas.jobs.declaration import Check, JobType, Metrics
 
 MAP = "initial_model.mrc"
 _JUDGED = 500  # particles that a first map is judged by, as with ours
-_BETWEEN_STARTS = ("agreement",)  # RELION makes one start
+_BETWEEN_STARTS = ("agreement", "shape_kept")  # RELION makes one start, and writes nothing of what it was before
 
 
 def measure_of(declared: JobType, last: int) -> Callable[[Path, Any], Metrics]:
