@@ -46,12 +46,10 @@ def validate(job: Job) -> None:
 
 def run(job: Job) -> Items:
     """Read, classify (each iteration is written), draw."""
-    import numpy as np
     import torch
 
     from verglas.refine.assignments import from_particles
     from verglas.refine.classify import classify
-    from verglas.refine.grids import in_plane
     from verglas.refine.output import Output
     from verglas.refine.start import first_state, random_averages
     from verglas.refine.state import State
@@ -74,9 +72,9 @@ def run(job: Job) -> Items:
     output = Output(job.out, ready.particles, ready.order, seen, settings)
 
     def start() -> State:
-        assignments = from_particles(ready.particles, len(seen.micrographs), device=seen.device)
-        psi = ready.particles.column("psi") if params.skip_align else np.zeros(len(seen))
-        assignments.matrices = in_plane(torch.tensor(psi, dtype=torch.float64)).to(seen.device)
+        unknown = ("rot", "tilt") if params.skip_align else ("rot", "tilt", "psi")
+        flat = ready.particles.with_columns(**dict.fromkeys(unknown))
+        assignments = from_particles(flat, len(seen.micrographs), device=seen.device)
         rows = torch.arange(len(seen), device=seen.device)
         references = random_averages(seen, rows, assignments, params.classes, params.random_seed, job.ranks)
         return first_state(seen, assignments, references, settings)

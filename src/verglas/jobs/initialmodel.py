@@ -102,8 +102,6 @@ def validate(job: Job) -> None:
 
 def run(job: Job) -> Items:
     """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; refine it; write."""
-    import torch
-
     from verglas.refine.observations import Observations
 
     params, device = job.params, take_device(job)
@@ -128,16 +126,26 @@ def run(job: Job) -> Items:
     if params.refine_iterations:
         best, found = _refined(job, best, order)
     else:
-        with job.phase("compute"):
-            found = best.model.assign(best.state)
+        found = _assigned(job, best, order)
     if job.ranks.first:
         with job.phase("write"):
-            if not params.refine_iterations:
-                write_state(job.out, best.state, best.model)
-                write_particles_of(job.out / f"{stem(last_iteration(params))}_data.star", particles, torch.from_numpy(order), found)
             _write(job, best, starts, agreed, _shape_kept(best, begun))
         say_empty_classes(job, found.classes, params.classes)
     return items
+
+
+def _assigned(job: Job, best: Start, order: np.ndarray) -> Assignments:
+    """What is known of all particles by the maps of a start that is not refined; written, with the start's last iteration."""
+    import torch
+
+    with job.phase("compute"):
+        found = best.model.assign(best.state)
+    if job.ranks.first:
+        with job.phase("write"):
+            write_state(job.out, best.state, best.model)
+            path = job.out / f"{stem(best.state.iteration)}_data.star"
+            write_particles_of(path, best.model.seen.particles, torch.from_numpy(order), found)
+    return found
 
 
 def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignments]:
@@ -215,12 +223,13 @@ def _usable_particles(job: Job) -> tuple[ParticleSet, np.ndarray, Any, Items]:
 
 def _shape_kept(best: Start, begun: State) -> float:
     """Resolution in Å, no finer than that of the starts, to which the final map is the one that it was refined from (FSC 0.5)."""
+    from verglas.refine.relion_tables import NO_RESOLUTION
     from verglas.volume.fsc import fsc, resolution
 
     pixel_size, finest = best.model.seen.pixel_size, best.model.settings.fin_resolution
     number = int(best.state.shares.argmax())
     after, before = (state.maps[number].cpu() for state in (best.state, begun))
-    return min(max(resolution(fsc(after, before), after.shape[-1], pixel_size, 0.5), finest), 999.0)
+    return min(max(resolution(fsc(after, before), after.shape[-1], pixel_size, 0.5), finest), NO_RESOLUTION)
 
 
 def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float, bool]], kept: float) -> None:

@@ -23,6 +23,7 @@ _VIEWS = {"along z": (0.0, 0.0), "along x": (0.0, 90.0), "along y": (90.0, 0.0),
 _BLOCK = 8  # rays each way that are looked after together
 _COARSE = 4  # voxels each way, of the map that tells where the surface may be
 _FINEST = 256  # voxels of a box, more than a picture has pixels
+_PIXELS, _COLOUR = 240, "#8fc1e6"  # of a picture, and of its surface
 _LIGHT = np.array([-0.45, 0.60, 0.75])  # from over the viewer's left shoulder; z points to the viewer
 
 
@@ -41,7 +42,7 @@ def surface_level(density: np.ndarray, share: float = 0.0) -> float:
 
 
 def shaded_surface(
-    density: np.ndarray, level: float, turn: tuple[float, float] = (28.0, 34.0), pixels: int = 240, colour: str = "#8fc1e6"
+    density: np.ndarray, level: float, turn: tuple[float, float] = (28.0, 34.0), pixels: int = _PIXELS, colour: str = _COLOUR
 ) -> np.ndarray:
     """The surface of a map [z, y, x] at `level` as an RGBA picture [pixels, pixels, 4], 0 to 1, transparent where there is none.
 
@@ -119,7 +120,7 @@ def _extent(size: int, pixel_size: float) -> tuple[float, float, float, float]:
 
 
 def _shaded(
-    density: np.ndarray, level: float, turns: Iterable[tuple[float, float]], pixels: int = 240, colour: str = "#8fc1e6"
+    density: np.ndarray, level: float, turns: Iterable[tuple[float, float]], pixels: int = _PIXELS, colour: str = _COLOUR
 ) -> Iterator[np.ndarray]:
     """`shaded_surface` at each of the turns."""
     volume, rays = _fine(density), 2 * pixels

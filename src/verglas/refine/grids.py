@@ -85,11 +85,11 @@ class PlaneGrid:
 
     def matrices(self, poses: torch.Tensor) -> torch.Tensor:
         """See `PoseGrid.matrices`."""
-        return in_plane(self._psi[poses.cpu()]).to(poses.device)
+        return _in_plane(self._psi[poses.cpu()]).to(poses.device)
 
     def children(self, poses: torch.Tensor) -> torch.Tensor:
         """See `PoseGrid.children`."""
-        return in_plane(psi_children(self._psi[poses.cpu()], self.step)).to(poses.device)
+        return _in_plane(psi_children(self._psi[poses.cpu()], self.step)).to(poses.device)
 
 
 class GivenPoses:
@@ -137,7 +137,6 @@ def no_shift(device: torch.device | str = "cpu") -> Shifts:
     return Shifts(zero, zero, 1)
 
 
-def in_plane(psi: torch.Tensor) -> torch.Tensor:
-    """Rotation matrices [n, 3, 3], float32, of angles in the plane [n] in degrees, float64."""
+def _in_plane(psi: torch.Tensor) -> torch.Tensor:
     zero = torch.zeros_like(psi)
     return euler_to_matrix(torch.stack([zero, zero, psi], dim=-1)).float()

@@ -52,7 +52,7 @@ class Output:
     def key(self) -> str:
         """What a state must have been made with to be gone on from: settings (a run may be made longer) and particles."""
         same = {name: value for name, value in asdict(self.settings).items() if name != "iterations"}
-        facts = [repr(sorted(same.items())), *filter(None, [self._begun_from]), *self.particles.column("image_name").astype(str)]
+        facts = [repr(sorted(same.items())) + self._begun_from, *self.particles.column("image_name").astype(str)]
         return sha256("\n".join(facts).encode()).hexdigest()
 
     def last_state(self) -> State | None:

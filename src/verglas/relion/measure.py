@@ -10,7 +10,7 @@ from verglas.jobs.declaration import Check, JobType, Metrics
 
 MAP = "initial_model.mrc"
 _JUDGED = 500  # particles that a first map is judged by, as with ours
-_BETWEEN_STARTS = ("agreement", "shape_kept")  # RELION makes one start, and writes nothing of what it was before
+_NOT_OF_RELION = ("agreement", "shape_kept")  # RELION makes one start, and writes nothing of what it was before
 
 
 def measure_of(declared: JobType, last: int) -> Callable[[Path, Any], Metrics]:
@@ -25,11 +25,11 @@ def measure_of(declared: JobType, last: int) -> Callable[[Path, Any], Metrics]:
 
 
 def checks_of(declared: JobType) -> Callable[[Any], tuple[Check, ...]]:
-    """The declared checks, without those between several starts; RELION spreads a first map's probability over far more poses."""
+    """The declared checks, without those that RELION's files say nothing for; it spreads a first map's probability over far more poses."""
     if declared.name != "InitialModel":
         return declared.checks
     other = {"max_probability": Check("max_probability", 0.0, 1.0, "a probability, over some 100,000 oversampled poses")}
-    return lambda params: tuple(other.get(c.metric, c) for c in declared.checks(params) if c.metric not in _BETWEEN_STARTS)
+    return lambda params: tuple(other.get(c.metric, c) for c in declared.checks(params) if c.metric not in _NOT_OF_RELION)
 
 
 def _without_iteration_0(found: Metrics, out: Path) -> Metrics:
