@@ -66,6 +66,41 @@ def test_images_are_made_ready_in_one_pass(device: str, box: int, kept: torch.dt
     assert masked_and_whole(*(each[:0].to(device) for each in (images, norm, shifts)), mask.to(device)).shape == (2, 0, box, box)
 
 
+@pytest.mark.parametrize("tilt", [0.0, 60.0])
+@pytest.mark.parametrize("device", DEVICES)
+def test_images_are_transformed_a_few_at_a_time(device: str, tilt: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten images, four at a time, give what they give at once; none give nothing."""
+    images, table, _ = particles(10, BOX, PIXEL, 1.0)
+    view = seen(images, table.with_optics(beam_tilt_x=tilt, beam_tilt_y=0.0), device=device)
+    own = from_particles(table, len(view.micrographs), device=device)
+    pixels = pixel_list(BOX, 10, device=device)
+    given = own, torch.ones(1, view.shells, dtype=torch.float64, device=device), pixels
+    whole = view.batch(torch.arange(10, device=device), *given)
+    monkeypatch.setitem(observations._TRANSFORMED_AT_ONCE, device, 4 * BOX**2)
+    parts = view.batch(torch.arange(10, device=device), *given)
+    for name in ("masked", "unmasked", "power"):
+        one, other = getattr(whole, name), getattr(parts, name)
+        assert one.abs().sum() > 0 and torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert len(view.batch(torch.arange(0, device=device), *given).power) == 0
+
+
+@pytest.mark.gpu
+def test_a_batch_takes_the_memory_that_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`expectation._images_at_once` counts 48 bytes a pixel that is compared, and what is read; whole transforms are in its reserve."""
+    n, box, at_once = 256, 256, 1 << 20
+    images, table, _ = particles(n, box, 1.0, 1.0)
+    view = seen(images, table, device="cuda")
+    own, pixels = from_particles(table, len(view.micrographs), device="cuda"), pixel_list(box, 100, device="cuda")
+    given = own, torch.ones(1, view.shells, dtype=torch.float64, device="cuda"), pixels
+    rows = torch.arange(n, device="cuda")
+    monkeypatch.setitem(observations._TRANSFORMED_AT_ONCE, "cuda", at_once)
+    view.batch(rows[:16], *given)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    view.batch(rows, *given)
+    assert torch.cuda.max_memory_allocated() - before < n * (4 * box**2 + 48 * len(pixels)) + 64 * at_once
+
+
 @pytest.mark.parametrize("box", [16, 33])
 @pytest.mark.parametrize("device", DEVICES)
 def test_power_is_summed_by_shell(device: str, box: int) -> None:

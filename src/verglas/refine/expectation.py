@@ -88,7 +88,8 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None, images: int) -> int
         reserved = (1 << 31) + _TABLES_OF_SUMS * table.numel() * table.element_size()
         most = _MOST_ON_CARD if dense is not None or search.fit == "last" else _MOST_LISTED
         at_most = min(most, max(_FEW_ON_CARD, images // 4))
-        return batch_size(24 * pixels + 48 * full + 40 * reals, device, at_most=at_most, reserved=reserved)
+        at_most = batch_size(12 * pixels, torch.device("cpu"), at_most=at_most)  # read, in the memory that copies start from, and to come
+        return batch_size(8 * pixels + 48 * full + 40 * reals, device, at_most=at_most, reserved=reserved)
     size = 64 * pixels + 32 * full + 12 * reals
     return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=1 << 28)
 

@@ -28,6 +28,7 @@ from verglas.volume.slices import Pixels, pixel_list
 _ON_CARDS = "verglas.refine.observations_triton"
 _FINER = 3  # sampling of images that are freed of anisotropic magnification
 MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
+_TRANSFORMED_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 25}  # pixels of images: a share of a core's cache; beyond, a card works no faster
 _CHECKED_AT_ONCE = 1 << 26  # bytes of images
 _TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
 
@@ -130,12 +131,11 @@ class Observations:
             return images
         return unmagnified(images, self.magnification.to(images)[self.noise_group[rows]])
 
-    def _masked_and_whole(self, rows: torch.Tensor, assignments: Assignments, read: torch.Tensor | None) -> torch.Tensor:
-        """`images` under the mask, and as they are [2, b, N, N]."""
+    def _masked_and_whole(self, rows: torch.Tensor, assignments: Assignments, images: torch.Tensor) -> torch.Tensor:
+        """`images` of what was read: under the mask, and as they are [2, b, N, N]."""
         if self.magnification is None:
-            images = self.read(rows) if read is None else read
             return masked_and_whole(images, assignments.norm[rows], assignments.whole_shifts(rows, self.pixel_size), self.mask)
-        images = self.images(rows, assignments, read)
+        images = self.images(rows, assignments, images)
         return torch.stack([images * self.mask, images])
 
     def batch(
@@ -152,8 +152,7 @@ class Observations:
 
         `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched). `read`: see `images`.
         """
-        masked, unmasked = torch.fft.rfft2(self._masked_and_whole(rows, assignments, read)).flatten(2)
-        power = power_by_shell(masked, self.all_pixels.index, self._shell_starts)
+        masked, unmasked, power = self._transforms(rows, assignments, pixels, read)
         whiten = sigma2.rsqrt().float()[self.noise_group[rows]][:, pixels.shell] * pixels.valid
         factor: torch.Tensor = whiten * _centring(pixels)
         undo = self._undo_aberrations(rows, pixels)
@@ -162,8 +161,25 @@ class Observations:
         if exact_origins:
             factor = factor * shift_factors(pixels, assignments.part_shifts(rows, self.pixel_size))
         scale = assignments.scale[self.scale_group[rows]].to(whiten)[:, None]
-        masked, unmasked = (each[:, pixels.index] * factor for each in (masked, unmasked))
-        return Batch(rows, masked, unmasked, self._ctf_of(rows, pixels) * whiten * scale, power)
+        return Batch(rows, masked.mul_(factor), unmasked.mul_(factor), self._ctf_of(rows, pixels) * whiten * scale, power)
+
+    def _transforms(
+        self, rows: torch.Tensor, assignments: Assignments, pixels: Pixels, read: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the images under the mask and of them whole: transforms at `pixels` [b, k]; of the former the power by shell [b, shells].
+
+        A few images at a time: all of their whole transforms, and what makes them, would take several times the images' own memory.
+        """
+        images = self.read(rows) if read is None else read
+        masked, unmasked = torch.empty(2, len(rows), len(pixels), dtype=torch.complex64, device=self.device)
+        power = torch.empty(len(rows), self.shells, dtype=torch.float64, device=self.device)
+        at_once = max(1, _TRANSFORMED_AT_ONCE[self.device.type] // self.box**2)
+        for first in range(0, len(rows), at_once):
+            some = slice(first, first + at_once)
+            both = torch.fft.rfft2(self._masked_and_whole(rows[some], assignments, images[some])).flatten(2)
+            power[some] = power_by_shell(both[0], self.all_pixels.index, self._shell_starts)
+            masked[some], unmasked[some] = both[:, :, pixels.index]
+        return masked, unmasked, power
 
     def power_spectra(self, rows: torch.Tensor, assignments: Assignments) -> tuple[torch.Tensor, torch.Tensor]:
         """Σ|X|² in each shell [b, shells] of the masked images, and their transforms [b, all pixels]."""
