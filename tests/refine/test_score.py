@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from verglas.refine.posterior import keep_weight, likely, likely_poses, winner
+from verglas.compute.native import native_library, why_not_native
+from verglas.refine import posterior_native
+from verglas.refine.posterior import keep_weight, likely, likely_poses, weigh, winner
 from verglas.refine.ragged import chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, reals, shifted
 
@@ -58,19 +60,27 @@ def test_correlations_do_not_depend_on_the_references_scale() -> None:
     assert torch.allclose(one, ten, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(params=["1", "0"], ids=["compiled", "plain"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "1" and native_library(posterior_native.SOURCE) is None:
+        pytest.skip(why_not_native(posterior_native.SOURCE))
+    monkeypatch.setenv("VERGLAS_NATIVE", request.param)
+
+
+@pytest.mark.usefixtures("native")
 def test_kept_weight_is_the_smallest_set_and_sums_to_one() -> None:
     scores = torch.randn(6, 300, generator=torch.Generator().manual_seed(2)) * 3
     scores[0, 7:] = -torch.inf
-    kept, normaliser = keep_weight(likely(scores), 0.99, 1000)
+    kept, normaliser = weigh(scores, 0.99, 1000)
     weights = torch.softmax(scores.double(), dim=1)
     for image in range(6):
         mine = kept.place[kept.image == image]
         ordered = weights[image].sort(descending=True)
         count = int((ordered.values.cumsum(0) < 0.99).sum()) + 1
-        assert set(mine.tolist()) == set(ordered.indices[:count].tolist())
+        assert mine.tolist() == ordered.indices[:count].tolist()
         assert abs(float(kept.weight[kept.image == image].sum()) - 1) < 1e-5
     assert torch.allclose(normaliser.largest + normaliser.log_sum, torch.logsumexp(scores, 1), atol=1e-4)
-    assert torch.bincount(keep_weight(likely(torch.zeros(3, 500)), 0.999, 20)[0].image).tolist() == [20, 20, 20]
+    assert weigh(torch.zeros(3, 500), 0.999, 20)[0].place.view(3, 20).tolist() == 3 * [list(range(20))]
     assert winner(scores)[0].place.tolist() == scores.argmax(1).tolist()
 
 
@@ -92,11 +102,31 @@ def test_likely_poses_are_those_of_the_sum_of_all_terms(device: str, slices: int
     assert 4 < len(found.place) < 4 * 3 * slices
 
 
+@pytest.mark.usefixtures("native")
 def test_a_score_of_thousands_does_not_overflow() -> None:
     scores = torch.tensor([[5000.0, 5001.0, 4000.0], [-9000.0, -9001.0, -torch.inf]])
-    kept, normaliser = keep_weight(likely(scores), 0.999, 10)
+    kept, normaliser = weigh(scores, 0.999, 10)
     assert torch.isfinite(kept.weight).all() and torch.isfinite(normaliser.largest).all()
     assert torch.allclose(kept.weight, torch.tensor([0.7311, 0.2689, 0.7311, 0.2689]), atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("spread", "at_most"), [(1.0, 40), (5.0, 40), (30.0, 500)])
+def test_compiled_weights_are_those_of_the_twin(spread: float, at_most: int, threads: int) -> None:
+    """Flat, peaked and single; with a row that has one candidate, and equal ones. Where two lists part, it is at the end, by rounding."""
+    scores = spread * torch.randn(7, 900, generator=torch.Generator().manual_seed(5))
+    scores[2, 1:], scores[3, 100:] = -torch.inf, scores[3, :100].repeat(8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    (kept, normaliser), (other, expected) = weigh(scores, 0.999, at_most), keep_weight(likely(scores), 0.999, at_most)
+    torch.set_num_threads(before)
+    assert torch.allclose(normaliser.largest, expected.largest) and torch.allclose(normaliser.log_sum, expected.log_sum, atol=1e-5)
+    for image in range(len(scores)):
+        (mine, weight), (twin, twins) = ((each.place[each.image == image], each.weight[each.image == image]) for each in (kept, other))
+        same = min(len(mine), len(twin))
+        assert abs(len(mine) - len(twin)) <= 1 and torch.equal(mine[:same], twin[:same])
+        assert torch.allclose(weight[:same], twins[:same], rtol=2e-3)
+    assert kept.place[kept.image == 2].tolist() == [0] and len(kept.place) > len(scores)
 
 
 def test_lists_and_their_padding() -> None:

@@ -22,7 +22,7 @@ from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
-from verglas.refine.posterior import Normaliser, keep_weight, likely, likely_poses, winner, within_class
+from verglas.refine.posterior import Normaliser, keep_weight, likely_poses, pose_scores, weigh, winner, within_class
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, shifted
 from verglas.refine.search import Found, Pass, Search
@@ -107,8 +107,9 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
         kept, _ = winner(within_class(dense.correlations(moved, ctf), classes, bound).flatten(1))
     else:
         log_shift = all_of.log_shift(batch, search.shifts.coarse)
-        found = likely_poses(dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
-        kept, _ = keep_weight(found, search.fraction, search.at_most)
+        operands = (dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
+        choice = (search.fraction, search.at_most)
+        kept, _ = keep_weight(likely_poses(*operands), *choice) if ctf.is_cuda else weigh(pose_scores(*operands), *choice)
     row = kept.place % len(dense)
     return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]
 
@@ -271,7 +272,7 @@ def _weigh(
         scores += rows.extra[row_place][:, :, None]
         scores += log_shift[images[:, None], shift][:, None, :]
     flat = scores.flatten(1)
-    kept, normaliser = winner(flat) if search.correlation else keep_weight(likely(flat), search.fraction, search.at_most)
+    kept, normaliser = winner(flat) if search.correlation else weigh(flat, search.fraction, search.at_most)
     row, column = kept.place // shift.shape[1], kept.place % shift.shape[1]
     return Entries(images[kept.image], rows.values[row_place[kept.image, row]], shift[kept.image, column], kept.weight), normaliser
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from verglas.compute.kernels import card_kernels
+from verglas.compute.kernels import card_kernels, compiled_for
+from verglas.refine import posterior_native
 from verglas.volume.fourier import sum_by
 
 _ON_CARDS = "verglas.refine.posterior_triton"
@@ -56,16 +57,28 @@ def likely_poses(
     classes: torch.Tensor,
     bound: torch.Tensor | None = None,
 ) -> Likely:
-    """`likely` of the scores products − energy + log_shift + log_slice, places counted over shifts and slices; `products` is used up.
+    """`likely` of `pose_scores`, whose operands these are."""
+    kernels = card_kernels(products, _ON_CARDS)
+    if kernels is not None:
+        return Likely(*kernels.likely_poses(products, energy, log_shift, log_slice, classes, bound, _NEGLIGIBLE))
+    return likely(pose_scores(products, energy, log_shift, log_slice, classes, bound))
+
+
+def pose_scores(
+    products: torch.Tensor,
+    energy: torch.Tensor,
+    log_shift: torch.Tensor,
+    log_slice: torch.Tensor,
+    classes: torch.Tensor,
+    bound: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scores [b, t · r] products − energy + log_shift + log_slice, in the memory of `products`.
 
     products [b, t, r] of images with slices at shifts; energy [b, r]; log priors of shifts [b, t] and of slices [r]. classes int64 [r];
     bound int64 [b]: the one class of an image, −1 for any.
     """
-    kernels = card_kernels(products, _ON_CARDS)
-    if kernels is not None:
-        return Likely(*kernels.likely_poses(products, energy, log_shift, log_slice, classes, bound, _NEGLIGIBLE))
     scores = products.sub_(energy[:, None]).add_(log_shift[:, :, None]).add_(log_slice)
-    return likely(within_class(scores, classes, bound).flatten(1))
+    return within_class(scores, classes, bound).flatten(1)
 
 
 def within_class(scores: torch.Tensor, classes: torch.Tensor, bound: torch.Tensor | None) -> torch.Tensor:
@@ -99,6 +112,15 @@ def keep_weight(found: Likely, fraction: float, at_most: int) -> tuple[Kept, Nor
     image, place, weight = image[keep], place[keep], weight[keep]
     share = sum_by(image, weight, len(largest))
     return Kept(image, place, weight / share[image]), Normaliser(largest, torch.log(total))
+
+
+def weigh(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Kept, Normaliser]:
+    """`keep_weight` of what is `likely`; scores [b, m], −inf where there is none."""
+    native = None if scores.is_cuda else compiled_for(scores, posterior_native, _ON_CARDS)
+    if native is None:
+        return keep_weight(likely(scores), fraction, at_most)
+    image, place, weight, largest, log_sum = native.weigh(scores, fraction, at_most, _NEGLIGIBLE)
+    return Kept(image, place, weight), Normaliser(largest, log_sum)
 
 
 def winner(scores: torch.Tensor) -> tuple[Kept, Normaliser]:
