@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from refine.sets import particles, seen
+from verglas.compute.native import native_library
 from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
 from verglas.particles import ArrayImages, write_particles
-from verglas.refine import observations
+from verglas.refine import observations, observations_native
 from verglas.refine.assignments import from_particles
 from verglas.refine.observations import (
     check_mask_diameter,
+    keep_times,
     masked_and_whole,
     power_by_shell,
     rolled,
@@ -49,6 +51,7 @@ def test_images_are_centred_masked_and_whitened() -> None:
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+compiled = pytest.mark.skipif(native_library(observations_native.SOURCE) is None, reason="no C++ compiler")
 
 
 @pytest.mark.parametrize("kept", [torch.float16, torch.float32])
@@ -112,6 +115,84 @@ def test_power_is_summed_by_shell(device: str, box: int) -> None:
     power = transforms[:, pixels.index].abs().double().square().cpu()
     expected = torch.stack([torch.bincount(pixels.shell.cpu(), of_image, shells) for of_image in power])
     assert found.dtype == torch.float64 and torch.allclose(found.cpu(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("box", [16, 33])
+@pytest.mark.parametrize("device", DEVICES)
+def test_pixels_are_kept_times_a_factor(device: str, box: int, kind: torch.dtype) -> None:
+    draw, pixels = torch.Generator().manual_seed(box), pixel_list(box, 6, multiple=64)
+    transforms = torch.randn(5, box * (box // 2 + 1), generator=draw, dtype=torch.complex64)
+    factor = torch.randn(5, len(pixels), generator=draw, dtype=kind)
+    out = torch.empty(5, len(pixels), dtype=torch.complex64, device=device)
+    keep_times(*(each.to(device) for each in (transforms, pixels.index, factor)), out)
+    expected = transforms.numpy()[:, pixels.index.numpy()] * factor.numpy()
+    assert np.allclose(out.cpu().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@compiled
+@pytest.mark.parametrize("kept", [torch.float16, torch.float32])
+@pytest.mark.parametrize("box", [16, 33])
+def test_compiled_code_does_what_the_plain_code_does(box: int, kept: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, pixels = torch.Generator().manual_seed(box), pixel_list(box, (box - 1) // 2, multiple=64)
+    images, mask = torch.randn(7, box, box, generator=draw).to(kept), torch.rand(box, box, generator=draw)
+    norm, shifts = torch.rand(7, generator=draw) + 0.5, torch.randint(-3 * box, 3 * box, (7, 2), generator=draw)
+    starts = torch.searchsorted(pixels.shell[: pixels.count], torch.arange((box - 1) // 2 + 2))
+    transforms = torch.fft.rfft2(images.float()).flatten(1)
+    factors = [torch.randn(7, len(pixels), generator=draw, dtype=kind) for kind in (torch.float32, torch.complex64)]
+
+    def done() -> list[torch.Tensor]:
+        kept_ones = torch.empty(2, 7, len(pixels), dtype=torch.complex64)
+        for factor, out in zip(factors, kept_ones):
+            keep_times(transforms, pixels.index, factor, out)
+        return [masked_and_whole(images, norm, shifts, mask), power_by_shell(transforms, pixels.index, starts), *kept_ones]
+
+    ours = done()
+    monkeypatch.setenv("VERGLAS_NATIVE", "0")
+    for mine, plain in zip(ours, done(), strict=True):
+        assert mine.dtype == plain.dtype and plain.abs().sum() > 0
+        assert torch.allclose(mine, plain, rtol=1e-6, atol=1e-6 * float(plain.abs().max()))
+
+
+@compiled
+@pytest.mark.parametrize("exact_origins", [False, True])
+@pytest.mark.parametrize("box", [BOX, BOX + 1])
+def test_a_batch_is_that_of_the_plain_code(box: int, exact_origins: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same bits with any number of threads, and however the images are parted."""
+    images, table, _ = particles(10, box, PIXEL, 1.0)
+    view, pixels = seen(images, table), pixel_list(box, 10, multiple=64)
+    own = from_particles(table, len(view.micrographs))
+    own.norm[:] = torch.linspace(0.8, 1.3, 10)
+    sigma2 = torch.linspace(1, 3, view.shells, dtype=torch.float64)[None]
+
+    def made(threads: int, parts: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        batches = [view.batch(rows, own, sigma2, pixels, exact_origins=exact_origins) for rows in torch.arange(10).split(parts)]
+        return [torch.cat([getattr(batch, name) for batch in batches]) for name in ("masked", "unmasked", "ctf", "power")]
+
+    before = torch.get_num_threads()
+    try:
+        ours = made(1, 10)
+        for threads, parts, at_once in ((2, 10, 10), (5, 3, 10), (1, 1, 10), (2, 10, 4)):
+            monkeypatch.setitem(observations._TRANSFORMED_AT_ONCE, "cpu", at_once * box**2)
+            assert all(torch.equal(one, other) for one, other in zip(ours, made(threads, parts), strict=True))
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setenv("VERGLAS_NATIVE", "0")
+    for mine, plain in zip(ours, made(before, 10), strict=True):
+        assert plain.abs().sum() > 0 and torch.allclose(mine, plain, rtol=1e-5, atol=1e-6 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["ctf_bfactor", "ctf_scale"])
+def test_a_factor_of_the_ctf_is_left_out_only_where_it_is_1(name: str) -> None:
+    images, table, _ = particles(10, BOX, PIXEL, 1.0)
+    pixels, found = pixel_list(BOX, 10), []
+    own = from_particles(table, len(seen(images, table).micrographs))
+    for values in (None, [0.0, *[5000.0] * 9] if name == "ctf_bfactor" else [1.0, *[0.5] * 9]):
+        view = seen(images, table.with_columns(**{"ctf_bfactor": None, "ctf_scale": None, name: values}))
+        found.append(view.batch(torch.arange(10), own, torch.ones(1, view.shells, dtype=torch.float64), pixels).ctf)
+    assert torch.equal(found[0][0], found[1][0])
+    assert (found[0][1:].abs() > 1.1 * found[1][1:].abs()).float().mean() > 0.5
 
 
 def test_rolling_is_shifting_by_whole_pixels() -> None:

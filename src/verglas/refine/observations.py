@@ -2,6 +2,8 @@
 
 seen = Observations(particles, source, mask_diameter=120, device=device)
 batch = seen.batch(rows, assignments, sigma2, pixels)
+
+Compiled code serves: observations.cpp on a CPU, observations_triton.py on a card. The code here defines what it does.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from verglas.compute.kernels import card_kernels
+from verglas.compute.kernels import compiled_for
 from verglas.compute.ranks import ALONE, Ranks
 from verglas.errors import InputError
 from verglas.optics.aberrations import aberration_phase
 from verglas.optics.ctf import ctf
 from verglas.particles import ImageSource, ParticleSet, beam_tilt, ctf_parameters, magnification
+from verglas.refine import observations_native
 from verglas.refine.assignments import Assignments
 from verglas.refine.reading import images_ahead, to_device
 from verglas.volume.fourier import fourier_pad, rfft_centred
@@ -26,9 +29,10 @@ from verglas.volume.masks import soft_circle
 from verglas.volume.slices import Pixels, pixel_list
 
 _ON_CARDS = "verglas.refine.observations_triton"
+_WITHOUT_EFFECT = {"ctf_bfactor": 0.0, "ctf_scale": 1.0}  # of a CTF's parameters
 _FINER = 3  # sampling of images that are freed of anisotropic magnification
 MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
-_TRANSFORMED_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 25}  # pixels of images: a share of a core's cache; beyond, a card works no faster
+_TRANSFORMED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 25}  # pixels of images: beyond, either works no faster (a CPU maps new memory)
 _CHECKED_AT_ONCE = 1 << 26  # bytes of images
 _TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
 
@@ -86,7 +90,7 @@ class Observations:
         self.micrographs, micrograph = np.unique(names, return_inverse=True)
         self.scale_group = torch.as_tensor(micrograph, device=self.device)
         self._intact = intact_until_first_peak
-        self._ctf = ctf_parameters(particles, self.device) if correct_ctf else None
+        self._ctf = _with_effect(ctf_parameters(particles, self.device)) if correct_ctf else None
         self._even = _zernike(particles, "even_zernike")
         self._odd = _zernike(particles, "odd_zernike") if correct_ctf else None
         self._tilt = beam_tilt(particles) if correct_ctf else None
@@ -152,21 +156,21 @@ class Observations:
 
         `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched). `read`: see `images`.
         """
-        masked, unmasked, power = self._transforms(rows, assignments, pixels, read)
-        whiten = sigma2.rsqrt().float()[self.noise_group[rows]][:, pixels.shell] * pixels.valid
+        whiten = (sigma2.rsqrt().float()[:, pixels.shell] * pixels.valid)[self.noise_group[rows]]
         factor: torch.Tensor = whiten * _centring(pixels)
         undo = self._undo_aberrations(rows, pixels)
         if undo is not None:
             factor = factor * undo
         if exact_origins:
             factor = factor * shift_factors(pixels, assignments.part_shifts(rows, self.pixel_size))
+        masked, unmasked, power = self._transforms(rows, assignments, pixels, factor, read)
         scale = assignments.scale[self.scale_group[rows]].to(whiten)[:, None]
-        return Batch(rows, masked.mul_(factor), unmasked.mul_(factor), self._ctf_of(rows, pixels) * whiten * scale, power)
+        return Batch(rows, masked, unmasked, self._ctf_of(rows, pixels).mul_(whiten).mul_(scale), power)
 
     def _transforms(
-        self, rows: torch.Tensor, assignments: Assignments, pixels: Pixels, read: torch.Tensor | None
+        self, rows: torch.Tensor, assignments: Assignments, pixels: Pixels, factor: torch.Tensor, read: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the images under the mask and of them whole: transforms at `pixels` [b, k]; of the former the power by shell [b, shells].
+        """Of the images under the mask and whole: transforms at `pixels` times `factor` [b, k]; of the former also the power [b, shells].
 
         A few images at a time: all of their whole transforms, and what makes them, would take several times the images' own memory.
         """
@@ -178,7 +182,8 @@ class Observations:
             some = slice(first, first + at_once)
             both = torch.fft.rfft2(self._masked_and_whole(rows[some], assignments, images[some])).flatten(2)
             power[some] = power_by_shell(both[0], self.all_pixels.index, self._shell_starts)
-            masked[some], unmasked[some] = both[:, :, pixels.index]
+            for transforms, out in zip(both, (masked, unmasked)):
+                keep_times(transforms, pixels.index, factor[some], out[some])
         return masked, unmasked, power
 
     def power_spectra(self, rows: torch.Tensor, assignments: Assignments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +228,7 @@ class Observations:
 
 def masked_and_whole(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Images [b, N, N] over `norm` [b], moved by whole `shifts` [b, 2] px (x, y) around the edges: times `mask`, and not [2, b, N, N]."""
-    kernels = card_kernels(images, _ON_CARDS)
+    kernels = compiled_for(mask, observations_native, _ON_CARDS)  # the images may be float16
     if kernels is not None:
         return kernels.masked_and_whole(images, norm, shifts, mask)
     whole = _moved(images, norm, shifts)
@@ -240,11 +245,19 @@ def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.
 
     float64 [b, shells].
     """
-    kernels = card_kernels(transforms.real, _ON_CARDS)
+    kernels = compiled_for(transforms.real, observations_native, _ON_CARDS)
     if kernels is not None:
         return kernels.power_by_shell(transforms, index, starts)
     chosen = transforms[:, index]
     return _sums_between(chosen.real.square() + chosen.imag.square(), starts)
+
+
+def keep_times(transforms: torch.Tensor, index: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> None:
+    """Flattened transforms [b, n] at the pixels `index` [k] times `factor` [b, k], real or complex, into `out` [b, k]."""
+    if compiled_for(transforms.real, observations_native, _ON_CARDS) is observations_native:
+        observations_native.keep_times(transforms, index, factor, out)
+    else:
+        torch.mul(transforms[:, index], factor, out=out)
 
 
 def _sums_between(values: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
@@ -327,6 +340,12 @@ def check_mask_diameter(mask_diameter: float, box: int, pixel_size: float) -> No
 
 def _deviations(images: torch.Tensor) -> torch.Tensor:
     return images.double().flatten(1).std(dim=1)
+
+
+def _with_effect(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parameters [n] of a CTF but for factors of 1, each of which would cost passes over all pixels."""
+    idle = [name for name, value in _WITHOUT_EFFECT.items() if bool((parameters[name] == value).all())]
+    return {name: values for name, values in parameters.items() if name not in idle}
 
 
 def _zernike(particles: ParticleSet, column: str) -> torch.Tensor | None:
