@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from verglas.optics.ctf import ctf
-from verglas.particles.ctf_parameters import ctf_parameters
+from verglas.particles.ctf_columns import ctf_parameters
 from verglas.particles.tables import OpticsGroups, ParticleSet
 from verglas.simulate.potential import Projector, potential_map
 from verglas.simulate.specimen import Specimen
