@@ -52,7 +52,8 @@ def test_a_cgroup_s_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatc
     whole = total_bytes(cpu)
     for limit, found in (("4096000\n", 4096000), ("max\n", whole)):
         (tmp_path / "memory.max").write_text(limit)
-        (tmp_path / "memory.current").write_text("96000\n")
+        (tmp_path / "memory.current").write_text("196000\n")
+        (tmp_path / "memory.stat").write_text("anon 96000\nfile 100000\nactive_file 30000\ninactive_file 70000\n")
         assert total_bytes(cpu) == found
         assert free_bytes(cpu) == 4000000 if found < whole else free_bytes(cpu) > 4096000
 

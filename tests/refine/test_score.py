@@ -110,16 +110,19 @@ def test_a_score_of_thousands_does_not_overflow() -> None:
     assert torch.allclose(kept.weight, torch.tensor([0.7311, 0.2689, 0.7311, 0.2689]), atol=1e-3)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.skipif(native_library(posterior_native.SOURCE) is None, reason="no C++ compiler")
+@pytest.mark.parametrize("threads", [1, 3, 9])
 @pytest.mark.parametrize(("spread", "at_most"), [(1.0, 40), (5.0, 40), (30.0, 500)])
 def test_compiled_weights_are_those_of_the_twin(spread: float, at_most: int, threads: int) -> None:
     """Flat, peaked and single; with a row that has one candidate, and equal ones. Where two lists part, it is at the end, by rounding."""
     scores = spread * torch.randn(7, 900, generator=torch.Generator().manual_seed(5))
     scores[2, 1:], scores[3, 100:] = -torch.inf, scores[3, :100].repeat(8)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    (kept, normaliser), (other, expected) = weigh(scores, 0.999, at_most), keep_weight(likely(scores), 0.999, at_most)
-    torch.set_num_threads(before)
+    try:
+        torch.set_num_threads(threads)
+        (kept, normaliser), (other, expected) = weigh(scores, 0.999, at_most), keep_weight(likely(scores), 0.999, at_most)
+    finally:
+        torch.set_num_threads(before)
     assert torch.allclose(normaliser.largest, expected.largest) and torch.allclose(normaliser.log_sum, expected.log_sum, atol=1e-5)
     for image in range(len(scores)):
         (mine, weight), (twin, twins) = ((each.place[each.image == image], each.weight[each.image == image]) for each in (kept, other))

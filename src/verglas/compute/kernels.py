@@ -12,15 +12,15 @@ import torch
 from verglas.compute.native import native_library
 
 
-def compiled_for(values: torch.Tensor, native: ModuleType, on_cards: str) -> ModuleType | None:
-    """The module that serves `values`: `native` (whose `SOURCE` is C++) on a CPU, that named `on_cards` (Triton) on a card.
+def compiled_for(values: torch.Tensor, native: ModuleType, on_cards: str | None = None) -> ModuleType | None:
+    """The module that serves `values`: `native` (whose `SOURCE` is C++) on a CPU, that named `on_cards` (Triton), if any, on a card.
 
     None for other numbers than float32, and where the code cannot be built: then the plain code serves.
     """
     if values.dtype != torch.float32:
         return None
     if values.device.type == "cuda":
-        return on_card(on_cards)
+        return None if on_cards is None else on_card(on_cards)
     source: Path = native.SOURCE
     return native if values.device.type == "cpu" and native_library(source) is not None else None
 

@@ -73,6 +73,10 @@ def _cgroup_limit() -> int:
 def _cgroup_available() -> int:
     limit = _cgroup_limit()
     try:
-        return limit if limit == _NO_LIMIT else limit - int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
+        if limit == _NO_LIMIT:
+            return limit
+        used = int((_CGROUP / "memory.current").read_text())
+        parts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + int(parts["inactive_file"]) + int(parts["active_file"])  # the file cache makes room
+    except (OSError, ValueError, KeyError):
         return _NO_LIMIT

@@ -32,11 +32,12 @@ __all__ = [
     "write_particles",
 ]
 
-_WITH_TORCH = dict.fromkeys(("beam_tilt", "ctf_parameters", "magnification"), "ctf_columns")
-_WITH_TORCH |= dict.fromkeys(("ArrayImages", "ImageSource", "KeptImages", "StackImages", "reading_order"), "images")
+if not TYPE_CHECKING:
 
-
-def __getattr__(name: str) -> object:
-    if name not in _WITH_TORCH:
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for part in ("ctf_columns", "images"):
+                module = import_module(f"{__name__}.{part}")
+                if hasattr(module, name):
+                    return getattr(module, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

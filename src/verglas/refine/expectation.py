@@ -13,7 +13,7 @@ from dataclasses import fields
 import torch
 
 from verglas.compute.device import fast_products
-from verglas.compute.memory import batch_size, budget
+from verglas.compute.memory import batch_size, budget, total_bytes
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
@@ -22,7 +22,7 @@ from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
-from verglas.refine.posterior import Normaliser, keep_weight, likely_poses, pose_scores, weigh, winner, within_class
+from verglas.refine.posterior import Normaliser, weigh, weigh_poses, winner, within_class
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, shifted
 from verglas.refine.search import Found, Pass, Search
@@ -35,6 +35,7 @@ _FEW_ON_CARD, _MOST_ON_CARD = 2048, 16384  # images: beyond, the small steps are
 _MOST_LISTED = 4096  # images of a local search, whose lists of neighbours are as long as they are
 _TABLES_OF_SUMS = 4  # what the sums take, in tables of slices, and the table itself
 _MOST_ON_CPU = 2 << 30  # bytes of a batch: cores are as busy, and a laptop has room for the maps
+_READ_SHARE = 0.5  # of the host's memory, for images on their way to a card
 _TABLE_SHARE = 0.15  # of the memory, for one table of slices
 _CUTOFF_SIGMAS = 3.0
 
@@ -88,9 +89,10 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None, images: int) -> int
         reserved = (1 << 31) + _TABLES_OF_SUMS * table.numel() * table.element_size()
         most = _MOST_ON_CARD if dense is not None or search.fit == "last" else _MOST_LISTED
         at_most = min(most, max(_FEW_ON_CARD, images // 4))
-        at_most = batch_size(12 * pixels, torch.device("cpu"), at_most=at_most)  # read, in the memory that copies start from, and to come
+        # read into memory that copies start from, two batches at once, each rounded up to a power of two
+        at_most = max(1, min(at_most, int(_READ_SHARE * total_bytes(torch.device("cpu"))) // (16 * pixels)))
         return batch_size(8 * pixels + 48 * full + 40 * reals, device, at_most=at_most, reserved=reserved)
-    size = 64 * pixels + 32 * full + 12 * reals
+    size = 8 * pixels + 48 * full + 12 * reals
     return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=1 << 28)
 
 
@@ -108,8 +110,7 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
     else:
         log_shift = all_of.log_shift(batch, search.shifts.coarse)
         operands = (dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
-        choice = (search.fraction, search.at_most)
-        kept, _ = keep_weight(likely_poses(*operands), *choice) if ctf.is_cuda else weigh(pose_scores(*operands), *choice)
+        kept = weigh_poses(*operands, search.fraction, search.at_most)
     row = kept.place % len(dense)
     return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]
 

@@ -32,7 +32,7 @@ _ON_CARDS = "verglas.refine.observations_triton"
 _WITHOUT_EFFECT = {"ctf_bfactor": 0.0, "ctf_scale": 1.0}  # of a CTF's parameters
 _FINER = 3  # sampling of images that are freed of anisotropic magnification
 MASK_EDGE_PX = 5.0  # RELION's rlnWidthMaskEdge
-_TRANSFORMED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 25}  # pixels of images: beyond, either works no faster (a CPU maps new memory)
+_TRANSFORMED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 25}  # pixels of images: a share of a core's cache; beyond, a card works no faster
 _CHECKED_AT_ONCE = 1 << 26  # bytes of images
 _TOO_STRONG = 30.0  # times the median deviation of the images: no particle's contrast varies so
 
@@ -157,6 +157,8 @@ class Observations:
         `exact_origins` also applies the part of the origins that is less than a pixel (where no shifts are searched). `read`: see `images`.
         """
         whiten = (sigma2.rsqrt().float()[:, pixels.shell] * pixels.valid)[self.noise_group[rows]]
+        scale = assignments.scale[self.scale_group[rows]].to(whiten)[:, None]
+        ctf = self._ctf_of(rows, pixels).mul_(whiten).mul_(scale)
         factor: torch.Tensor = whiten * _centring(pixels)
         undo = self._undo_aberrations(rows, pixels)
         if undo is not None:
@@ -164,8 +166,7 @@ class Observations:
         if exact_origins:
             factor = factor * shift_factors(pixels, assignments.part_shifts(rows, self.pixel_size))
         masked, unmasked, power = self._transforms(rows, assignments, pixels, factor, read)
-        scale = assignments.scale[self.scale_group[rows]].to(whiten)[:, None]
-        return Batch(rows, masked, unmasked, self._ctf_of(rows, pixels).mul_(whiten).mul_(scale), power)
+        return Batch(rows, masked, unmasked, ctf, power)
 
     def _transforms(
         self, rows: torch.Tensor, assignments: Assignments, pixels: Pixels, factor: torch.Tensor, read: torch.Tensor | None
@@ -177,7 +178,8 @@ class Observations:
         images = self.read(rows) if read is None else read
         masked, unmasked = torch.empty(2, len(rows), len(pixels), dtype=torch.complex64, device=self.device)
         power = torch.empty(len(rows), self.shells, dtype=torch.float64, device=self.device)
-        at_once = max(1, _TRANSFORMED_AT_ONCE[self.device.type] // self.box**2)
+        finer = 1 if self.magnification is None else _FINER**2
+        at_once = max(torch.get_num_threads(), _TRANSFORMED_AT_ONCE[self.device.type] // (finer * self.box**2))
         for first in range(0, len(rows), at_once):
             some = slice(first, first + at_once)
             both = torch.fft.rfft2(self._masked_and_whole(rows[some], assignments, images[some])).flatten(2)

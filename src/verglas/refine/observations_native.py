@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("observations.cpp")
 def masked_and_whole(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`observations.masked_and_whole`."""
     out = torch.empty(2, *images.shape)
-    given = images.float().contiguous(), norm.float().contiguous(), shifts.contiguous(), mask.contiguous()
+    given = images.float().contiguous(), norm.float().contiguous(), shifts.long().contiguous(), mask.contiguous()
     places = [address(values) for values in given]
     sizes = c_int64(images.shape[-1]), c_int64(len(images))
     _of_each(len(images), _library().masked_and_whole, *places, *sizes, address(out[0]), address(out[1]))
@@ -37,7 +37,8 @@ def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.
 
 def keep_times(transforms: torch.Tensor, index: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> None:
     """`observations.keep_times`."""
-    count, (given, factors) = len(transforms), (values.contiguous() for values in (transforms, factor))
+    assert factor.shape == out.shape and factor.dtype in (torch.float32, out.dtype)
+    count, (given, factors) = len(transforms), (values.resolve_conj().contiguous() for values in (transforms, factor))
     pixels = address(index), c_int64(len(index)), address(factors), c_bool(factor.is_complex())
     _of_each(count, _library().keep_times, address(given), c_int64(given.shape[1]), *pixels, c_int64(count), address(out))
 

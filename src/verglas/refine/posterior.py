@@ -116,11 +116,28 @@ def keep_weight(found: Likely, fraction: float, at_most: int) -> tuple[Kept, Nor
 
 def weigh(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Kept, Normaliser]:
     """`keep_weight` of what is `likely`; scores [b, m], −inf where there is none."""
-    native = None if scores.is_cuda else compiled_for(scores, posterior_native, _ON_CARDS)
+    native = compiled_for(scores, posterior_native)
     if native is None:
         return keep_weight(likely(scores), fraction, at_most)
     image, place, weight, largest, log_sum = native.weigh(scores, fraction, at_most, _NEGLIGIBLE)
     return Kept(image, place, weight), Normaliser(largest, log_sum)
+
+
+def weigh_poses(
+    products: torch.Tensor,
+    energy: torch.Tensor,
+    log_shift: torch.Tensor,
+    log_slice: torch.Tensor,
+    classes: torch.Tensor,
+    bound: torch.Tensor | None,
+    fraction: float,
+    at_most: int,
+) -> Kept:
+    """What `weigh` keeps of `pose_scores`, whose operands these are; on a card without writing the scores, from the list of the likely."""
+    if products.is_cuda:
+        found = likely_poses(products, energy, log_shift, log_slice, classes, bound)
+        return keep_weight(found, fraction, at_most)[0]
+    return weigh(pose_scores(products, energy, log_shift, log_slice, classes, bound), fraction, at_most)[0]
 
 
 def winner(scores: torch.Tensor) -> tuple[Kept, Normaliser]:
