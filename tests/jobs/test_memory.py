@@ -43,7 +43,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def peak(what: str, count: int, preload: bool) -> float:
     """Bytes of this process at its largest, after the job."""
     torch.set_num_threads(1)
-    refinement._PRELOAD_BYTES, expectation._MOST_ON_CPU, observations._CHECKED_AT_ONCE = 0, 1 << 26, 1 << 20  # small batches
+    refinement._PRELOAD_BYTES, expectation._MOST_ON_CPU, observations._CHECKED_AT_ONCE = 0, 1 << 24, 1 << 20  # small batches
     maps.draw_surface = lambda *_, **__: None  # the picture that takes longer than all the rest
     declared, own = JOBS[what]
     given: dict[str, Any] = {"particles": Path(f"{count}.star")}
