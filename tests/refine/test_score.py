@@ -5,7 +5,7 @@ import torch
 
 from verglas.compute.native import native_library, why_not_native
 from verglas.refine import posterior_native
-from verglas.refine.posterior import keep_weight, likely, likely_poses, weigh, winner
+from verglas.refine.posterior import PoseTerms, keep_weight, likely, likely_poses, weigh, winner
 from verglas.refine.ragged import chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, reals, shifted
 
@@ -96,7 +96,7 @@ def test_likely_poses_are_those_of_the_sum_of_all_terms(device: str, slices: int
         scores.masked_fill_(((own >= 0)[:, None] & (own[:, None] != classes))[:, None], -torch.inf)
     expected = likely(scores.flatten(1))
     given = [each.to(device) for each in (products.clone(), energy, log_shift, log_slice, classes)]
-    found = likely_poses(*given, own.to(device) if bound else None)
+    found = likely_poses(PoseTerms(*given, own.to(device) if bound else None))
     assert torch.equal(found.image.cpu(), expected.image) and torch.equal(found.place.cpu(), expected.place)
     assert torch.allclose(found.score.cpu(), expected.score, rtol=1e-5) and torch.allclose(found.largest.cpu(), expected.largest, rtol=1e-5)
     assert 4 < len(found.place) < 4 * 3 * slices

@@ -46,6 +46,11 @@ def address(values: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(values.data_ptr())
 
 
+def threads_for(items: int) -> int:
+    """As many threads as torch computes in, but no more than there are items, and one at least."""
+    return max(1, min(torch.get_num_threads(), items))
+
+
 def in_threads(function: Callable[[int, int], object], threads: int | None = None) -> None:
     """`function(number, threads)` for every number at once; a compiled function lets go of Python's lock while it runs."""
     threads = threads or torch.get_num_threads()

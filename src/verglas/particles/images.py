@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from verglas.compute.native import in_threads, native_library
+from verglas.compute.native import in_threads, native_library, threads_for
 from verglas.errors import InputError
 from verglas.io.mrc_header import MrcHeader, read_header
 from verglas.io.mrc_images import read_images
@@ -159,7 +159,7 @@ def _chosen(images: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
 
     if len(indices) and not 0 <= indices.min() <= indices.max() < len(images):
         raise IndexError(f"images {indices.min()} to {indices.max()} of {len(images)}")
-    in_threads(part, min(torch.get_num_threads(), _COPIES_AT_ONCE))
+    in_threads(part, threads_for(_COPIES_AT_ONCE))
     return out
 
 

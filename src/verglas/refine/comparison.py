@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library, why_not_native
+from verglas.compute.native import address, in_threads, native_library, threads_for, why_not_native
 from verglas.refine.groups import Groups
 from verglas.refine.ragged import Lists
 from verglas.volume import slices_native
@@ -77,7 +77,7 @@ def score_own(
         own = (address(which), c_int64(len(which)), byref(lists[0]), *poses, byref(lists[1]), address(out), *shape)
         library.score_own(byref(of), byref(seen), *own, c_int64(thread), c_int64(threads))
 
-    in_threads(part, min(torch.get_num_threads(), len(which)))
+    in_threads(part, threads_for(len(which)))
     return out
 
 
@@ -96,7 +96,7 @@ def sum_into_slices(
         lists = (address(groups.image), address(order), address(starts), c_int64(rows), address(numerators), address(weights))
         library.sum_into_slices(byref(seen), c_int64(k), byref(entries), *lists, c_int64(thread), c_int64(threads))
 
-    in_threads(part, min(torch.get_num_threads(), rows))
+    in_threads(part, threads_for(rows))
     return numerators, weights
 
 
@@ -120,7 +120,7 @@ def sum_over_slices(
         own = (address(matrices), address(classes), address(starts), c_int64(count), address(cross), address(energy))
         library.sum_over_slices(byref(of), byref(seen), byref(entries), *own, c_int64(thread), c_int64(threads))
 
-    in_threads(part, min(torch.get_num_threads(), count))
+    in_threads(part, threads_for(count))
     return cross, energy
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library
+from verglas.compute.native import address, in_threads, native_library, threads_for
 from verglas.volume import slices_native
 
 if TYPE_CHECKING:
@@ -31,5 +31,5 @@ def local_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: t
         place = (address(projector.table), byref(grid), byref(plane))
         library.local_sums(*place, *images, c_int64(len(turns)), address(out), c_int64(thread), c_int64(threads))
 
-    in_threads(part, max(1, min(torch.get_num_threads(), len(turns))))
+    in_threads(part, threads_for(len(turns)))
     return out

@@ -22,7 +22,7 @@ from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
-from verglas.refine.posterior import Normaliser, weigh, weigh_poses, winner, within_class
+from verglas.refine.posterior import Normaliser, PoseTerms, weigh, weigh_poses, winner, within_class
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
 from verglas.refine.score import DenseSlices, own_scores, shifted
 from verglas.refine.search import Found, Pass, Search
@@ -109,8 +109,8 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
         kept, _ = winner(within_class(dense.correlations(moved, ctf), classes, bound).flatten(1))
     else:
         log_shift = all_of.log_shift(batch, search.shifts.coarse)
-        operands = (dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
-        kept = weigh_poses(*operands, search.fraction, search.at_most)
+        terms = PoseTerms(dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
+        kept = weigh_poses(terms, search.fraction, search.at_most)
     row = kept.place % len(dense)
     return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]
 

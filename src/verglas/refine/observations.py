@@ -256,10 +256,11 @@ def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.
 
 def keep_times(transforms: torch.Tensor, index: torch.Tensor, factor: torch.Tensor, out: torch.Tensor) -> None:
     """Flattened transforms [b, n] at the pixels `index` [k] times `factor` [b, k], real or complex, into `out` [b, k]."""
-    if compiled_for(transforms.real, observations_native, _ON_CARDS) is observations_native:
-        observations_native.keep_times(transforms, index, factor, out)
-    else:
+    native = compiled_for(transforms.real, observations_native)
+    if native is None:
         torch.mul(transforms[:, index], factor, out=out)
+    else:
+        native.keep_times(transforms, index, factor, out)
 
 
 def _sums_between(values: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library
+from verglas.compute.native import address, in_threads, native_library, threads_for
 
 SOURCE = Path(__file__).with_name("observations.cpp")
 
@@ -51,4 +51,4 @@ def _library() -> ctypes.CDLL:
 
 def _of_each(images: int, function: Callable[..., Any], *given: Any) -> None:
     """The function for all images, each thread some of them."""
-    in_threads(lambda thread, threads: function(*given, c_int64(thread), c_int64(threads)), max(1, min(torch.get_num_threads(), images)))
+    in_threads(lambda thread, threads: function(*given, c_int64(thread), c_int64(threads)), threads_for(images))

@@ -42,6 +42,21 @@ class Likely(NamedTuple):
     largest: torch.Tensor
 
 
+class PoseTerms(NamedTuple):
+    """What the scores of images with slices at shifts are made of.
+
+    products [b, t, r]; energy [b, r]; log priors of shifts [b, t] and of slices [r]; the slices' classes int64 [r]; bound int64 [b]: the
+    one class of an image, −1 for any.
+    """
+
+    products: torch.Tensor
+    energy: torch.Tensor
+    log_shift: torch.Tensor
+    log_slice: torch.Tensor
+    classes: torch.Tensor
+    bound: torch.Tensor | None = None
+
+
 def likely(scores: torch.Tensor) -> Likely:
     """Candidates of each image that are not negligible; scores [b, m], −inf where there is none."""
     largest = scores.amax(dim=1)
@@ -49,36 +64,18 @@ def likely(scores: torch.Tensor) -> Likely:
     return Likely(image, place, scores[image, place], largest)
 
 
-def likely_poses(
-    products: torch.Tensor,
-    energy: torch.Tensor,
-    log_shift: torch.Tensor,
-    log_slice: torch.Tensor,
-    classes: torch.Tensor,
-    bound: torch.Tensor | None = None,
-) -> Likely:
-    """`likely` of `pose_scores`, whose operands these are."""
-    kernels = card_kernels(products, _ON_CARDS)
+def likely_poses(terms: PoseTerms) -> Likely:
+    """`likely` of `pose_scores`."""
+    kernels = card_kernels(terms.products, _ON_CARDS)
     if kernels is not None:
-        return Likely(*kernels.likely_poses(products, energy, log_shift, log_slice, classes, bound, _NEGLIGIBLE))
-    return likely(pose_scores(products, energy, log_shift, log_slice, classes, bound))
+        return Likely(*kernels.likely_poses(*terms, _NEGLIGIBLE))
+    return likely(pose_scores(terms))
 
 
-def pose_scores(
-    products: torch.Tensor,
-    energy: torch.Tensor,
-    log_shift: torch.Tensor,
-    log_slice: torch.Tensor,
-    classes: torch.Tensor,
-    bound: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Scores [b, t · r] products − energy + log_shift + log_slice, in the memory of `products`.
-
-    products [b, t, r] of images with slices at shifts; energy [b, r]; log priors of shifts [b, t] and of slices [r]. classes int64 [r];
-    bound int64 [b]: the one class of an image, −1 for any.
-    """
-    scores = products.sub_(energy[:, None]).add_(log_shift[:, :, None]).add_(log_slice)
-    return within_class(scores, classes, bound).flatten(1)
+def pose_scores(terms: PoseTerms) -> torch.Tensor:
+    """Scores [b, t · r] products − energy + log_shift + log_slice, in the memory of the products."""
+    scores = terms.products.sub_(terms.energy[:, None]).add_(terms.log_shift[:, :, None]).add_(terms.log_slice)
+    return within_class(scores, terms.classes, terms.bound).flatten(1)
 
 
 def within_class(scores: torch.Tensor, classes: torch.Tensor, bound: torch.Tensor | None) -> torch.Tensor:
@@ -123,21 +120,11 @@ def weigh(scores: torch.Tensor, fraction: float, at_most: int) -> tuple[Kept, No
     return Kept(image, place, weight), Normaliser(largest, log_sum)
 
 
-def weigh_poses(
-    products: torch.Tensor,
-    energy: torch.Tensor,
-    log_shift: torch.Tensor,
-    log_slice: torch.Tensor,
-    classes: torch.Tensor,
-    bound: torch.Tensor | None,
-    fraction: float,
-    at_most: int,
-) -> Kept:
-    """What `weigh` keeps of `pose_scores`, whose operands these are; on a card without writing the scores, from the list of the likely."""
-    if products.is_cuda:
-        found = likely_poses(products, energy, log_shift, log_slice, classes, bound)
-        return keep_weight(found, fraction, at_most)[0]
-    return weigh(pose_scores(products, energy, log_shift, log_slice, classes, bound), fraction, at_most)[0]
+def weigh_poses(terms: PoseTerms, fraction: float, at_most: int) -> Kept:
+    """What `weigh` keeps of `pose_scores`; on a card without writing the scores, from the list of the likely."""
+    if terms.products.is_cuda:
+        return keep_weight(likely_poses(terms), fraction, at_most)[0]
+    return weigh(pose_scores(terms), fraction, at_most)[0]
 
 
 def winner(scores: torch.Tensor) -> tuple[Kept, Normaliser]:

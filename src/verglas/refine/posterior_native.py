@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library
+from verglas.compute.native import address, in_threads, native_library, threads_for
 
 SOURCE = Path(__file__).with_name("posterior.cpp")
 
@@ -26,6 +26,6 @@ def weigh(scores: torch.Tensor, fraction: float, at_most: int, negligible: float
         out = (address(values) for values in (places, weights, counts, largest, log_sum))
         library.weigh(address(given), c_int64(images), c_int64(candidates), *choice, *out, c_int64(thread), c_int64(threads))
 
-    in_threads(part, max(1, min(torch.get_num_threads(), images)))
+    in_threads(part, threads_for(images))
     image, column = torch.nonzero(torch.arange(most) < counts[:, None], as_tuple=True)
     return image, places[image, column], weights[image, column], largest, log_sum

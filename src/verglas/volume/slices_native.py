@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library
+from verglas.compute.native import address, in_threads, native_library, threads_for
 
 if TYPE_CHECKING:
     from verglas.volume.slices import Pixels
@@ -61,7 +61,7 @@ def project(
         into = (address(turns[start:end]), maps, c_int64(end - start), address(out[start:end]))
         library.project(address(table), byref(grid), byref(plane), *into)
 
-    in_threads(part, _threads(len(turns)))
+    in_threads(part, threads_for(len(turns) // _SLICES_A_THREAD))
     return out
 
 
@@ -81,7 +81,7 @@ def spread(
     turns, values = matrices.to(sums).contiguous(), numerators.to(torch.complex64).contiguous()
     shares = None if weights is None else weights.to(sums).contiguous()
     grid, plane = grid_of(shape, shape[-1] - 1, padding), plane_of(pixels)
-    threads = _threads(len(turns))
+    threads = threads_for(len(turns) // _SLICES_A_THREAD)
     bounds = _planes(shape[0], threads)
 
     def part(thread: int, _: int) -> None:
@@ -96,7 +96,3 @@ def _planes(count: int, threads: int) -> list[int]:
     shares = [number / threads for number in range(1, threads)]
     middle = [(2 * share) ** 0.5 / 2 if share < 0.5 else 1 - (2 - 2 * share) ** 0.5 / 2 for share in shares]
     return [0, *(round(count * place) for place in middle), count]
-
-
-def _threads(slices: int) -> int:
-    return max(1, min(torch.get_num_threads(), slices // _SLICES_A_THREAD))
