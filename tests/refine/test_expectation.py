@@ -1,6 +1,7 @@
 """One pass over particles: its sums against a plain evaluation image by image, its poses against the truth."""
 
 import numpy as np
+import pytest
 import torch
 
 from refine.sets import errors, particles, seen, unknown
@@ -11,6 +12,7 @@ from verglas.refine.grids import GivenPoses, PlaneGrid, SpaceGrid, no_shift, shi
 from verglas.refine.maximisation import first_noise, new_noise, new_scale, spectrum
 from verglas.refine.model import Model
 from verglas.refine.observations import Observations, shift_factors
+from verglas.refine.score import DenseSlices
 from verglas.refine.search import Search
 from verglas.refine.start import starting_noise
 from verglas.volume.filters import lowpass
@@ -138,3 +140,43 @@ def test_noise_at_the_start_leaves_the_common_image_out() -> None:
     with_blob = first_noise(view, power2, transform2.mean(0)[None], view.noise_group)
     assert (with_blob[0, 1:5] / noise[0, 1:5] - 1).abs().max() < 0.3
     assert (power2.mean(0)[1:3] > 1.5 * power.mean(0)[1:3]).all()
+
+
+@pytest.mark.parametrize(("half_precision", "correlation"), [(False, False), (True, False), (False, True)])
+def test_slices_that_memory_does_not_hold_are_compared_in_tiles(
+    monkeypatch: pytest.MonkeyPatch, half_precision: bool, correlation: bool
+) -> None:
+    """A global search of many poses and classes: no tile is larger than its share of the memory, and the outcome is the same."""
+    images, table, truth = particles(12, BOX, PIXEL, 0.3)
+    view, own = seen(images, table), unknown(table)
+    model = model_of(lowpass(truth, PIXEL, 20.0), view, own)
+    generator = torch.Generator().manual_seed(1)
+    pixels = pixel_list(BOX, 9, multiple=64)
+    search = Search(
+        SpaceGrid(1, "D2", generator),
+        shifts_within(3.0, 3.0, generator),
+        pixels,
+        pixels,
+        pixels,
+        symmetry="D2",
+        half_precision=half_precision,
+        correlation=correlation,
+    )
+    sizes: list[int] = []
+    whole = DenseSlices.__init__
+
+    def noted(self: DenseSlices, slices: torch.Tensor, half_precision: bool) -> None:
+        sizes.append(len(slices))
+        whole(self, slices, half_precision)
+
+    monkeypatch.setattr(DenseSlices, "__init__", noted)
+    sums, found = expect(view, torch.arange(12), own, model, search)
+    assert sizes == [len(search.grid)]
+    sizes.clear()
+    most = 100
+    monkeypatch.setattr("verglas.refine.expectation.budget", lambda *_: most * 20 * len(pixels))
+    tiled, same = expect(view, torch.arange(12), own, model, search)
+    assert max(sizes) == most and sum(sizes) == len(search.grid)
+    assert torch.equal(found.matrices, same.matrices) and torch.equal(found.classes, same.classes)
+    assert torch.allclose(found.log_likelihood, same.log_likelihood, rtol=1e-4, atol=0.05)
+    assert torch.allclose(sums.slices.weights(), tiled.slices.weights(), rtol=1e-2, atol=1e-3 * float(sums.slices.weights().max()))

@@ -35,6 +35,14 @@ def native_library(source: Path) -> ctypes.CDLL | None:
     return None if os.environ.get(_SWITCH) == "0" else _load(source)[0]
 
 
+def built_library(source: Path) -> ctypes.CDLL:
+    """The library of a source that `native_library` is known to give. RuntimeError: it cannot be built after all, and why."""
+    library = native_library(source)
+    if library is None:
+        raise RuntimeError(f"{source.name} is not compiled: {why_not_native(source)}")
+    return library
+
+
 def why_not_native(source: Path) -> str:
     """Why `native_library` gives None for a source, in a few words; empty where it doesn't."""
     return f"{_SWITCH} is 0" if os.environ.get(_SWITCH) == "0" else _load(source)[1]

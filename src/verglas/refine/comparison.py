@@ -5,13 +5,12 @@ The twins in torch are `score.own_scores` on sampled slices, and `accumulate`'s 
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import Structure, byref, c_bool, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library, threads_for, why_not_native
+from verglas.compute.native import address, built_library, in_threads, native_library, threads_for, why_not_native
 from verglas.refine.groups import Groups
 from verglas.refine.ragged import Lists
 from verglas.volume import slices_native
@@ -65,7 +64,7 @@ def score_own(
     images complex64 [b, ≥ k], ctf float32 [b, ≥ k], factors complex64 [shifts, k]. slices: of each image, places in `matrices`
     float32 [m, 3, 3] and `classes` int64 [m]; shifts: of each image, rows of `factors`. The score is that of `score.own_scores`.
     """
-    library = _library()
+    library = built_library(SOURCE)
     most = int(slices.counts[which].max()), int(shifts.counts[which].max())
     out = torch.full((len(which), *most), -torch.inf)
     of, seen = _references(projector, pixels), _images(images, ctf, factors)
@@ -88,7 +87,7 @@ def sum_into_slices(
 
     Slice r is made of the groups order[starts[r]] to order[starts[r + 1] − 1]. Operands as in `score_own`.
     """
-    library, k, rows = _library(), factors.shape[1], len(starts) - 1
+    library, k, rows = built_library(SOURCE), factors.shape[1], len(starts) - 1
     numerators, weights = torch.empty(rows, k, dtype=torch.complex64), torch.empty(rows, k)
     seen, entries = _images(images, ctf, factors), _groups(groups)
 
@@ -111,7 +110,7 @@ def sum_over_slices(
     classes: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Σ w · Re(conj(X C S) P) and Σ w · |P|² C² of each image over its groups, float32 [b, k]; `matrices`, `classes` are the groups'."""
-    library, count = _library(), len(images)
+    library, count = built_library(SOURCE), len(images)
     cross, energy = torch.empty(count, len(pixels)), torch.empty(count, len(pixels))
     starts = torch.searchsorted(groups.image, torch.arange(count + 1))
     of, seen, entries = _references(projector, pixels), _images(images, ctf, factors), _groups(groups)
@@ -122,12 +121,6 @@ def sum_over_slices(
 
     in_threads(part, threads_for(count))
     return cross, energy
-
-
-def _library() -> ctypes.CDLL:
-    library = native_library(SOURCE)
-    assert library is not None
-    return library
 
 
 def _references(projector: Projector, pixels: Pixels) -> _References:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library, threads_for
+from verglas.compute.native import address, built_library, in_threads, threads_for
 from verglas.volume import slices_native
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ SUMS = 20  # of an image
 
 def local_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """As `curvature.plain_sums`."""
-    library = native_library(SOURCE)
-    assert library is not None
-    out = torch.empty(len(matrices), SUMS)
+    library, out = built_library(SOURCE), torch.empty(len(matrices), SUMS)
     grid = slices_native.grid_of(projector.table.shape[1:-1], projector.half_range, projector.padding)
     plane, turns = slices_native.plane_of(pixels), matrices.to(projector.table).contiguous()
     images = (address(moved.contiguous()), address(ctf.contiguous()), address(turns))

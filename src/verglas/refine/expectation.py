@@ -17,6 +17,7 @@ from verglas.compute.memory import batch_size, budget, total_bytes
 from verglas.refine.accumulate import Entries, accumulate
 from verglas.refine.assignments import Assignments
 from verglas.refine.candidates import Candidates
+from verglas.refine.coarse_slices import CoarseSlices
 from verglas.refine.continuous import fit_and_add, last_poses
 from verglas.refine.grids import SpaceGrid
 from verglas.refine.kernels import kernels_for
@@ -24,7 +25,7 @@ from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
 from verglas.refine.posterior import Normaliser, PoseTerms, weigh, weigh_poses, winner, within_class
 from verglas.refine.ragged import Lists, chunks, lists_of, padded, parts_within
-from verglas.refine.score import DenseSlices, own_scores, shifted
+from verglas.refine.score import own_scores, shifted
 from verglas.refine.search import Found, Pass, Search
 from verglas.volume.neighbours import local_neighbours
 from verglas.volume.slices import Pixels
@@ -50,7 +51,7 @@ def expect(
     candidates = Candidates(model.references, search.grid, search.max_shell, search.padding)
     all_of = Pass(seen, assignments, model, search, candidates)
     sums = Sums(model, search.max_shell, search.padding, len(assignments.scale))
-    dense = _dense_slices(candidates, search) if search.everywhere else None
+    dense = _coarse_slices(candidates, search) if search.everywhere else None
     found = []
     for part, read in seen.reading_ahead(rows.split(_images_at_once(all_of, dense, len(rows)))):
         batch = seen.batch(part, assignments, model.sigma2, search.full, exact_origins=search.given, read=read)
@@ -71,18 +72,19 @@ def expect(
     return sums, Found(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(Found)))
 
 
-def _dense_slices(candidates: Candidates, search: Search) -> DenseSlices:
-    everything = torch.arange(len(candidates), device=search.coarse.kx.device)
-    return DenseSlices(candidates.coarse(everything, search.coarse), search.half_precision and not search.correlation)
+def _coarse_slices(candidates: Candidates, search: Search) -> CoarseSlices:
+    half_precision = search.half_precision and not search.correlation
+    return CoarseSlices(candidates, search.coarse, half_precision, budget(search.coarse.kx.device, _TABLE_SHARE))
 
 
-def _images_at_once(all_of: Pass, dense: DenseSlices | None, images: int) -> int:
+def _images_at_once(all_of: Pass, dense: CoarseSlices | None, images: int) -> int:
     """How many of so many images make a batch, from the memory there is. A few hundred keep a CPU's products busy; a card waits for many
     small steps, which take as long for few images as for many, but it also waits for the first batch to be read.
     """
     search, device = all_of.search, all_of.seen.device
     pixels, full = all_of.seen.box**2, len(search.full)
     reals = len(search.shifts.coarse) * (len(dense) + 4 * len(search.coarse)) if dense is not None else 0
+    to_come = dense.bytes_to_come if dense is not None else 0
     if device.type == "cuda":
         # a pose that stays likely is listed, weighed and sorted in ten times its 4 bytes: most are, before anything is told apart
         table = all_of.candidates.projector.table
@@ -91,12 +93,12 @@ def _images_at_once(all_of: Pass, dense: DenseSlices | None, images: int) -> int
         at_most = min(most, max(_FEW_ON_CARD, images // 4))
         # read into memory that copies start from, two batches at once, each rounded up to a power of two
         at_most = max(1, min(at_most, int(_READ_SHARE * total_bytes(torch.device("cpu"))) // (16 * pixels)))
-        return batch_size(8 * pixels + 48 * full + 40 * reals, device, at_most=at_most, reserved=reserved)
+        return batch_size(8 * pixels + 48 * full + 40 * reals, device, at_most=at_most, reserved=reserved + to_come)
     size = 8 * pixels + 48 * full + 12 * reals
-    return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=1 << 28)
+    return batch_size(size, device, at_most=min(512, max(1, _MOST_ON_CPU // size)), reserved=(1 << 28) + to_come)
 
 
-def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_class: torch.Tensor | None) -> tuple[Entries, torch.Tensor]:
+def _coarse_everywhere(all_of: Pass, batch: Batch, dense: CoarseSlices, only_class: torch.Tensor | None) -> tuple[Entries, torch.Tensor]:
     """Coarse candidates and shifts that matter to each image, and the log prior [m] of each one's class."""
     search, k = all_of.search, len(all_of.search.coarse)
     ctf = batch.ctf[:, :k]
@@ -109,7 +111,7 @@ def _coarse_everywhere(all_of: Pass, batch: Batch, dense: DenseSlices, only_clas
         kept, _ = winner(within_class(dense.correlations(moved, ctf), classes, bound).flatten(1))
     else:
         log_shift = all_of.log_shift(batch, search.shifts.coarse)
-        terms = PoseTerms(dense.products(moved), dense.energies(ctf), log_shift, prior, classes, bound)
+        terms = PoseTerms(*dense.products(moved, ctf), log_shift, prior, classes, bound)
         kept = weigh_poses(terms, search.fraction, search.at_most)
     row = kept.place % len(dense)
     return Entries(kept.image, row, kept.place // len(dense), kept.weight), prior[row]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from ctypes import c_bool, c_int64
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library, threads_for
+from verglas.compute.native import address, built_library, in_threads, threads_for
 
 SOURCE = Path(__file__).with_name("observations.cpp")
 
@@ -21,7 +20,7 @@ def masked_and_whole(images: torch.Tensor, norm: torch.Tensor, shifts: torch.Ten
     given = images.float().contiguous(), norm.float().contiguous(), shifts.long().contiguous(), mask.contiguous()
     places = [address(values) for values in given]
     sizes = c_int64(images.shape[-1]), c_int64(len(images))
-    _of_each(len(images), _library().masked_and_whole, *places, *sizes, address(out[0]), address(out[1]))
+    _of_each(len(images), built_library(SOURCE).masked_and_whole, *places, *sizes, address(out[0]), address(out[1]))
     return out
 
 
@@ -31,7 +30,7 @@ def power_by_shell(transforms: torch.Tensor, index: torch.Tensor, starts: torch.
     out = torch.empty(count, shells, dtype=torch.float64)
     lists = address(index), address(starts), c_int64(shells)
     given = transforms.contiguous()
-    _of_each(count, _library().power_by_shell, address(given), c_int64(given.shape[1]), *lists, c_int64(count), address(out))
+    _of_each(count, built_library(SOURCE).power_by_shell, address(given), c_int64(given.shape[1]), *lists, c_int64(count), address(out))
     return out
 
 
@@ -40,13 +39,7 @@ def keep_times(transforms: torch.Tensor, index: torch.Tensor, factor: torch.Tens
     assert factor.shape == out.shape and factor.dtype in (torch.float32, out.dtype)
     count, (given, factors) = len(transforms), (values.resolve_conj().contiguous() for values in (transforms, factor))
     pixels = address(index), c_int64(len(index)), address(factors), c_bool(factor.is_complex())
-    _of_each(count, _library().keep_times, address(given), c_int64(given.shape[1]), *pixels, c_int64(count), address(out))
-
-
-def _library() -> ctypes.CDLL:
-    library = native_library(SOURCE)
-    assert library is not None
-    return library
+    _of_each(count, built_library(SOURCE).keep_times, address(given), c_int64(given.shape[1]), *pixels, c_int64(count), address(out))
 
 
 def _of_each(images: int, function: Callable[..., Any], *given: Any) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library, threads_for
+from verglas.compute.native import address, built_library, in_threads, threads_for
 
 SOURCE = Path(__file__).with_name("posterior.cpp")
 
 
 def weigh(scores: torch.Tensor, fraction: float, at_most: int, negligible: float) -> tuple[torch.Tensor, ...]:
     """As `posterior.weigh` of scores float32 [b, m]: image, place and weight of what is kept; the largest score, and log Σ."""
-    library, (images, candidates) = native_library(SOURCE), scores.shape
-    assert library is not None and 0 < candidates < 1 << 32
+    library, (images, candidates) = built_library(SOURCE), scores.shape
+    assert 0 < candidates < 1 << 32
     given = scores.contiguous()
     most = min(at_most, candidates)
     places, weights = torch.empty(images, most, dtype=torch.int64), torch.empty(images, most)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from verglas.compute.native import address, in_threads, native_library, threads_for
+from verglas.compute.native import address, built_library, in_threads, threads_for
 
 if TYPE_CHECKING:
     from verglas.volume.slices import Pixels
@@ -49,8 +49,7 @@ def project(
     table: torch.Tensor, half_range: int, padding: int, matrices: torch.Tensor, pixels: Pixels, which: torch.Tensor | None
 ) -> torch.Tensor:
     """`Projector.project` from a `Projector.table`."""
-    library = native_library(SOURCE)
-    assert library is not None
+    library = built_library(SOURCE)
     out = torch.empty(len(matrices), len(pixels), dtype=torch.complex64)
     turns = matrices.to(table).contiguous()
     grid, plane = grid_of(table.shape[1:-1], half_range, padding), plane_of(pixels)
@@ -76,8 +75,7 @@ def spread(
     which: torch.Tensor | None,
 ) -> None:
     """`FourierSums.add` into sums [maps, voxels, 3] of a grid of `shape`; the result does not depend on the number of threads."""
-    library = native_library(SOURCE)
-    assert library is not None
+    library = built_library(SOURCE)
     turns, values = matrices.to(sums).contiguous(), numerators.to(torch.complex64).contiguous()
     shares = None if weights is None else weights.to(sums).contiguous()
     grid, plane = grid_of(shape, shape[-1] - 1, padding), plane_of(pixels)
