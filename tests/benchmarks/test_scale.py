@@ -111,7 +111,7 @@ def test_another_box_starts_from_the_poses_of_the_first(tmp_path: Path) -> None:
     first, state = load_state(tmp_path / "first"), task.start(seen)
     for name in ("matrices", "half", "origins"):
         assert torch.equal(getattr(state.assignments, name), getattr(first.assignments, name))
-    assert state.sampling.local_sigma == state.sampling.psi_step == 60 / 2**state.sampling.order and state.sampling.order >= 4
+    assert state.sampling.local_sigma == 60 / 2**state.sampling.order and state.sampling.order >= 4
     assert state.sampling.offset_step == pytest.approx(1.5 * first.sampling.offset_step)
     assert len(state.models) == 2 and not torch.equal(state.models[0].references, state.models[1].references)
 

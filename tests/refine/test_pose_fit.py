@@ -235,7 +235,7 @@ def test_a_refinement_goes_from_searches_to_fits_to_its_end(tmp_path: Path) -> N
             assert torch.equal(again.matrices, here.matrices)
     first = ways.index("found")
     assert first > 0 and set(ways[:first]) == {""} and set(ways[first + 1 :]) == {"last"}
-    assert after.progress.converged and after.progress.finished
+    assert after.progress.fine_enough and after.progress.finished
     errors = pose_errors(after.assignments.angles(), torch.from_numpy(table.angles()), "D2").summary()
     assert errors["pose_median"] < 4 and errors["within_10_degrees"] > 0.97
 

@@ -98,7 +98,7 @@ def test_curves_are_those_of_relion_postprocess(tmp_path):
     assert (fs.fsc(first * mask, second * mask) - masked).abs().max() < 1e-5
     start = int(float(text.split("_rlnRandomiseFrom")[1].split()[0]))
     assert fs.randomisation_shell(unmasked) == start
-    assert (fs.corrected_fsc(masked, randomised, start) - corrected).abs().max() < 2e-5
+    assert (fs.corrected_fsc(unmasked, masked, randomised, start) - corrected).abs().max() < 2e-5
     final = float(text.split("_rlnFinalResolution")[1].split()[0])
     assert fs.resolution(corrected, 32, 2.0) == pytest.approx(final, abs=1e-5)
     ours = fs.fsc(*(fs.phase_randomise(half, start, generator(seed)) * mask for seed, half in ((5, first), (6, second))))
@@ -106,8 +106,8 @@ def test_curves_are_those_of_relion_postprocess(tmp_path):
 
 
 def test_curves_are_corrected_two_shells_after_the_randomisation():
-    masked, random = torch.full((12,), 0.9), torch.full((12,), 0.5)
-    found = fs.corrected_fsc(masked, random, 6)
+    masked, random, plain = torch.full((12,), 0.9), torch.full((12,), 0.5), torch.full((12,), 0.7)
+    found = fs.corrected_fsc(plain, masked, random, 6)
     assert (
         [bool(fs.corrected_at(shell, 6)) for shell in range(12)] == [value < 0.85 for value in found.tolist()] == [False] * 8 + [True] * 4
     )

@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -85,7 +86,8 @@ def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
         if not built.exists():
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 part = Path(scratch) / built.name
-                done = subprocess.run([compiler, *_FLAGS, f"-I{package}", str(source), "-o", str(part)], capture_output=True, text=True)
+                command = [*shlex.split(compiler), *_FLAGS, f"-I{package}", str(source), "-o", str(part)]
+                done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     return None, f"{compiler} failed: {done.stderr.strip().splitlines()[0] if done.stderr.strip() else done.returncode}"
                 part.replace(built)

@@ -154,7 +154,8 @@ def _draw(job: Job, state: State, ready: Prepared) -> None:
     assert state.joined is not None
     seen, density = ready.seen, state.joined.references[0].cpu().numpy()
     resolution = state.history[-1]["resolution"]
-    draw_fsc(job.out / "picture_fsc.png", {"unmasked": state.fsc.cpu().numpy()}, seen.box, seen.pixel_size, resolution, "half maps")
+    curve = "corrected for the mask" if job.params.solvent_correct_fsc else "unmasked"
+    draw_fsc(job.out / "picture_fsc.png", {curve: state.fsc.cpu().numpy()}, seen.box, seen.pixel_size, resolution, "half maps")
     draw_slices(job.out / "picture_slices.png", density, seen.pixel_size)
     draw_surface(job.out / "picture_surface.png", density)
     angles = state.assignments.angles().cpu().numpy()

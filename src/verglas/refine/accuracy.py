@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 
 from verglas.refine.assignments import Assignments
-from verglas.refine.candidates import Candidates
-from verglas.refine.grids import GivenPoses
 from verglas.refine.model import Model
 from verglas.refine.observations import Observations, shift_factors
-from verglas.refine.score import power
+from verglas.refine.score import power, reals
 from verglas.volume.rotations import axis_rotation
-from verglas.volume.slices import Pixels
+from verglas.volume.slices import Pixels, Projector
 
 _TOLD_APART = 4.605  # difference of log-likelihoods: one in a hundred
 _PARTICLES = 100
@@ -27,31 +25,21 @@ def expected_errors(
     A spread of the particles `rows` is taken; each is turned about the three axes of its image, and moved along two.
     """
     rows = rows[torch.linspace(0, len(rows) - 1, min(_PARTICLES, len(rows))).long().to(rows.device)]
-    batch = seen.batch(rows, assignments, model.sigma2, pixels)
-    axes = torch.eye(3, dtype=torch.float64)
-    turns = torch.stack([axis_rotation(axes, float(angle)) for angle in _ANGLES]).float().to(seen.device)
-    if model.dims == 2:
-        turns = turns[:, 2:]
-    poses = assignments.matrices[rows]
-    turned = (turns @ poses[:, None, None]).flatten(0, 2)
-    best = _slices(model, assignments.classes[rows], poses, pixels, padding)
-    classes = assignments.classes[rows].repeat_interleave(turns.shape[0] * turns.shape[1])
-    moved = _slices(model, classes, turned, pixels, padding).view(len(rows), len(_ANGLES), -1, 2 * len(pixels))
-    weight = batch.ctf.square()
-    by_angle = 0.5 * torch.einsum("iajk,ik->ia", power(moved - best[:, None, None]), weight) / moved.shape[2]
+    weight = seen.batch(rows, assignments, model.sigma2, pixels).ctf.square()
+    poses, classes = assignments.matrices[rows], assignments.classes[rows]
+    projector = Projector(model.references, int(pixels.shell.max()), padding)
+    best = reals(projector.project(poses, pixels, classes))
+    axes = torch.eye(3, dtype=torch.float64)[2:] if model.dims == 2 else torch.eye(3, dtype=torch.float64)
+    by_angle = torch.zeros(len(_ANGLES), device=seen.device)
+    for step, angle in enumerate(_ANGLES):
+        for turn in axis_rotation(axes, float(angle)).float().to(seen.device):
+            moved = reals(projector.project(turn @ poses, pixels, classes))
+            by_angle[step] += 0.5 * (power(moved - best) * weight).sum(1).mean() / len(axes)
     along = torch.stack([_SHIFTS, torch.zeros_like(_SHIFTS)], dim=1).to(seen.device)
     differences = torch.stack([(shift_factors(pixels, shifts) - 1).abs().square() for shifts in (along, along.flip(1))]).mean(0)
     by_shift = 0.5 * (power(best) * weight) @ differences.T
-    rotation, shift = _crossing(by_angle.mean(0).cpu(), _ANGLES), _crossing(by_shift.mean(0).cpu(), _SHIFTS)
+    rotation, shift = _crossing(by_angle.cpu(), _ANGLES), _crossing(by_shift.mean(0).cpu(), _SHIFTS)
     return rotation, shift * seen.pixel_size
-
-
-def _slices(model: Model, classes: torch.Tensor, matrices: torch.Tensor, pixels: Pixels, padding: int) -> torch.Tensor:
-    order = torch.argsort(classes, stable=True)
-    candidates = Candidates(model.references, GivenPoses(matrices.cpu()), int(pixels.shell.max()), padding)
-    out = torch.empty(len(classes), 2 * len(pixels), device=matrices.device)
-    out[order] = candidates.coarse(classes[order] * len(matrices) + order, pixels)
-    return out
 
 
 def _crossing(differences: torch.Tensor, steps: torch.Tensor) -> float:

@@ -46,6 +46,11 @@ class Assignments:
         """rot, tilt, psi in degrees, float64 [n, 3]."""
         return matrix_to_euler(self.matrices.double())
 
+    def of_class(self, number: int, half: int | None = None) -> torch.Tensor:
+        """Whether each particle is in a class, from 0, and in a half (0 or 1; None: in either), bool [n]."""
+        found = self.classes == number
+        return found if half is None else found & (self.half == half)
+
     def copy(self) -> Assignments:
         """A copy with tensors of its own."""
         return replace(self, **{field.name: getattr(self, field.name).clone() for field in fields(self)})

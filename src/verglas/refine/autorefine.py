@@ -34,6 +34,7 @@ from verglas.refine.settings import Settings
 from verglas.refine.state import Progress, State
 from verglas.volume.fsc import corrected_fsc, fsc, phase_randomise, randomisation_shell, resolution_shell
 from verglas.volume.reconstruct import reconstruct, symmetrise
+from verglas.volume.sampling import angular_step
 from verglas.volume.slices import pixel_list
 
 _WITHOUT_GAIN, _WITHOUT_CHANGES = 1, 1  # iterations that end a sampling
@@ -57,8 +58,11 @@ def refine(seen: Observations, state: State, settings: Settings, mask: torch.Ten
 
 
 def one_iteration(seen: Observations, state: State, settings: Settings, mask: torch.Tensor | None = None, ranks: Ranks = ALONE) -> State:
-    """The state after one more iteration; the last one, after convergence, joins the halves and sums to Nyquist."""
-    limit, last = settings.shell_limit(seen.box, seen.pixel_size), state.progress.converged
+    """The state after one more iteration; the last one, when nothing finer is left to do or enough are done, joins the halves and sums
+    to Nyquist.
+    """
+    limit = settings.shell_limit(seen.box, seen.pixel_size)
+    last = state.progress.fine_enough or state.iteration >= settings.iterations
     score_shell = _score_shell(state, limit, last)
     search = build_search(
         state,
@@ -145,7 +149,7 @@ def _fsc(maps: list[torch.Tensor], seen: Observations, settings: Settings, mask:
     generator = torch.Generator().manual_seed(settings.seed)
     random = [phase_randomise(volume.cpu(), start, generator).to(volume) for volume in maps]
     curves = [fsc(first * mask, second * mask)[: seen.shells] for first, second in (maps, random)]
-    corrected = corrected_fsc(curves[0], curves[1], start)
+    corrected = corrected_fsc(plain, *curves, start)
     corrected[: joined_shell + 1] = 1.0
     return corrected
 
@@ -182,15 +186,13 @@ def _judge(state: State, before: Assignments, seen: Observations, settings: Sett
     smaller = progress.rotation_change * _CHANGE_COUNTS < progress.smallest_rotation
     smaller |= progress.offset_change * _CHANGE_COUNTS < progress.smallest_offset
     # grids are turned at random, so poses go on changing by about a step for ever: that is no progress either
-    settled = _SETTLED * progress.accuracy_rotation if state.sampling.fit else 30.0 / 2**state.sampling.order
+    settled = _SETTLED * progress.accuracy_rotation if state.sampling.fit else _fine_step(state)
     progress.without_changes = 0 if smaller and progress.rotation_change >= settled else progress.without_changes + 1
     progress.smallest_rotation = min(progress.smallest_rotation, progress.rotation_change)
     progress.smallest_offset = min(progress.smallest_offset, progress.offset_change)
     _expect_errors(state, seen, settings, score_shell)
     if progress.without_gain >= _WITHOUT_GAIN and progress.without_changes >= _WITHOUT_CHANGES:
         _sample_finer(state, seen, settings)
-    if state.iteration >= settings.iterations:
-        progress.converged = True
 
 
 def _expect_errors(state: State, seen: Observations, settings: Settings, score_shell: int) -> None:
@@ -201,7 +203,7 @@ def _expect_errors(state: State, seen: Observations, settings: Settings, score_s
 
 
 def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
-    """Halve the angles and adapt the shifts to what can be told apart; converged when the angles are fine enough already.
+    """Halve the angles and adapt the shifts to what can be told apart; the end when the angles are fine enough already.
 
     Local searches that come near to what can be told apart give way to fits, after which nothing is finer.
     """
@@ -210,18 +212,16 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
         sampling.fit = "found"
         _forget(progress)
         return
-    oversampled = 60.0 / 2**sampling.order / 2
-    if sampling.fit or oversampled < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER:
-        progress.fine_enough = progress.converged = True
+    if sampling.fit or _fine_step(state) < 0.75 * progress.accuracy_rotation or sampling.order >= _FINEST_ORDER:
+        progress.fine_enough = True
         return
     step = 2 * min(1.5, 0.75 * progress.accuracy_offset / seen.pixel_size)
     step = min(step, sampling.offset_step)
     reach = min(max(5 * progress.offset_change / seen.pixel_size, 1.5 * step), 4 * step, sampling.offset_range)
     sampling.offset_step, sampling.offset_range = step, max(reach, step)
     sampling.order += 1
-    sampling.psi_step = 60.0 / 2**sampling.order
     if sampling.order >= settings.local_order:
-        sampling.local_sigma = sampling.psi_step  # twice the oversampled step
+        sampling.local_sigma = angular_step(sampling.order)
         if _can_be_fitted(state):
             sampling.fit = "found"
     _forget(progress)
@@ -229,8 +229,12 @@ def _sample_finer(state: State, seen: Observations, settings: Settings) -> None:
 
 def _can_be_fitted(state: State) -> bool:
     """Whether the best candidates of a local search are near enough to the top of their posteriors."""
-    fine_step = 60.0 / 2**state.sampling.order / 2
-    return state.sampling.local_sigma is not None and fine_step < _FIT_BELOW * state.progress.accuracy_rotation
+    return state.sampling.local_sigma is not None and _fine_step(state) < _FIT_BELOW * state.progress.accuracy_rotation
+
+
+def _fine_step(state: State) -> float:
+    """Degrees between the poses that are compared after oversampling."""
+    return angular_step(state.sampling.order) / 2
 
 
 def _forget(progress: Progress) -> None:

@@ -137,6 +137,8 @@ def _only_class(state: State, settings: Settings) -> torch.Tensor | None:
     bound = torch.full_like(own, -1)
     for number in empty:
         largest = int(counts.argmax())
+        if counts[largest] < 2:
+            break
         members = torch.nonzero((own == largest) & (bound < 0))[:, 0]
         members = members[torch.argsort(order[members])]
         model.references[number] = model.references[largest]

@@ -22,12 +22,13 @@ def local_sums(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: t
     """As `curvature.plain_sums`."""
     library, out = built_library(SOURCE), torch.empty(len(matrices), SUMS)
     grid = slices_native.grid_of(projector.table.shape[1:-1], projector.half_range, projector.padding)
-    plane, turns = slices_native.plane_of(pixels), matrices.to(projector.table).contiguous()
-    images = (address(moved.contiguous()), address(ctf.contiguous()), address(turns))
+    plane = slices_native.plane_of(pixels)
+    given = moved.contiguous(), ctf.contiguous(), matrices.to(projector.table).contiguous()
+    images = [address(values) for values in given]
 
     def part(thread: int, threads: int) -> None:
         place = (address(projector.table), byref(grid), byref(plane))
-        library.local_sums(*place, *images, c_int64(len(turns)), address(out), c_int64(thread), c_int64(threads))
+        library.local_sums(*place, *images, c_int64(len(matrices)), address(out), c_int64(thread), c_int64(threads))
 
-    in_threads(part, threads_for(len(turns)))
+    in_threads(part, threads_for(len(matrices)))
     return out

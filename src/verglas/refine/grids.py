@@ -14,6 +14,7 @@ import torch
 from verglas.volume.rotations import euler_to_matrix
 from verglas.volume.sampling import (
     RotationGrid,
+    angular_step,
     psi_children,
     psi_grid,
     random_perturbation,
@@ -44,9 +45,9 @@ class SpaceGrid:
 
     fan = 8
 
-    def __init__(self, order: int, symmetry: str, generator: torch.Generator | None, psi_step: float | None = None) -> None:
-        self._grids = {torch.device("cpu"): rotation_grid(order, symmetry, psi_step)}
-        self.order, self.step = order, 60.0 / 2**order
+    def __init__(self, order: int, symmetry: str, generator: torch.Generator | None) -> None:
+        self._grids = {torch.device("cpu"): rotation_grid(order, symmetry)}
+        self.order, self.step = order, angular_step(order)
         self.perturbation = torch.eye(3, dtype=torch.float64)
         if generator is not None:
             self.perturbation = random_perturbation(self.step, generator)

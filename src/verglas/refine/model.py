@@ -42,7 +42,7 @@ class Model:
 
 
 class Sums:
-    """What the maximisation needs, added up over particles; `+=` joins parts, in any order to summation order."""
+    """What the maximisation needs, added up over particles."""
 
     def __init__(self, model: Model, max_shell: int, padding: int, scale_groups: int) -> None:
         device = model.references.device
@@ -57,8 +57,3 @@ class Sums:
     def tensors(self) -> list[torch.Tensor]:
         """Every accumulator."""
         return [self.residual, self.images, self.class_weight, self.offset2, self.cross, self.energy, self.slices.data]
-
-    def __iadd__(self, other: Sums) -> Sums:
-        for mine, theirs in zip(self.tensors(), other.tensors()):
-            mine += theirs
-        return self

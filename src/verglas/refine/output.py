@@ -107,15 +107,16 @@ class Output:
     def _write_models(self, root: Path, state: State) -> list[str]:
         halves = len(state.models) > 1
         names = []
-        for number, (model, weight) in enumerate(zip(state.models, state.weights), start=1):
-            stem = f"{root}_half{number}" if halves else str(root)
+        for number, (model, weight) in enumerate(zip(state.models, state.weights)):
+            half = number if halves else None
+            stem = str(root) if half is None else f"{root}_half{half + 1}"
             images = self._write_references(stem, model)
             resolutions = [self._resolution(model, k) for k in range(model.classes)]
             names.append(f"{stem}_model.star")
-            write_star(names[-1], model_tables(state, model, weight, resolutions, images, self.seen, self.settings))
+            write_star(names[-1], model_tables(state, model, weight, resolutions, images, self.seen, self.settings, half))
             if self.settings.dims == 3:
                 for k in range(model.classes):
-                    self._write_directions(Path(f"{stem}_class{k + 1:03d}_angdist.bild"), state, k, number - 1 if halves else None)
+                    self._write_directions(Path(f"{stem}_class{k + 1:03d}_angdist.bild"), state, k, half)
         return names
 
     def _write_references(self, stem: str, model: Model) -> list[str]:
@@ -147,10 +148,7 @@ class Output:
 
     def _write_directions(self, path: Path, state: State, number: int, half: int | None = None) -> None:
         """Angular distribution of a class (in one half) as cylinders for ChimeraX: longer and redder where more particles look."""
-        of_class = state.assignments.classes == number
-        if half is not None:
-            of_class &= state.assignments.half == half
-        angles = state.assignments.angles()[of_class].cpu()
+        angles = state.assignments.angles()[state.assignments.of_class(number, half)].cpu()
         counts = torch.bincount(healpix_pixels(_BILD_ORDER, angles[:, 0], angles[:, 1]), minlength=12 * 4**_BILD_ORDER).double()
         share = (counts / counts.max().clamp(min=1)).tolist()
         views = view_directions(*healpix_directions(_BILD_ORDER))

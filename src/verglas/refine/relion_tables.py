@@ -1,7 +1,8 @@
 """The engine's state as RELION's tables: `model`, `optimiser`, `sampling` and the columns of `data` (RELION.md §5, §6).
 
 RELION divides transforms by the number of pixels, so its spectra are ours over N⁴; they have N/2 + 1 shells, of which ours lack the last.
-The log-likelihoods are what is gained over empty images, without RELION's constant terms of the noise.
+The log-likelihoods are what is gained over empty images, without RELION's constant terms of the noise; in an iteration that compares
+by cross-correlation, the correlations.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from verglas.refine.observations import MASK_EDGE_PX, Layout
 from verglas.refine.relion_directions import places_of, relion_angles, relion_directions
 from verglas.refine.settings import Settings
 from verglas.refine.state import State
+from verglas.volume.sampling import angular_step
 
 NO_RESOLUTION = 999.0
 _LIKELY = 0.2  # FSC at the limit from which RELION calls it high
@@ -54,9 +56,19 @@ def with_results(particles: ParticleSet, state: State, seen: Layout) -> Particle
 
 
 def model_tables(
-    state: State, model: Model, weight: torch.Tensor, resolutions: list[float], images: list[str], seen: Layout, settings: Settings
+    state: State,
+    model: Model,
+    weight: torch.Tensor,
+    resolutions: list[float],
+    images: list[str],
+    seen: Layout,
+    settings: Settings,
+    half: int | None = None,
 ) -> dict[str, Any]:
-    """Tables of a `model.star`: `weight` [classes, shells] of the maps, `resolutions` (Å) and file names of the references."""
+    """Tables of a `model.star`: `weight` [classes, shells] of the maps, `resolutions` (Å) and file names of the references.
+
+    half: 0 or 1, whose particles the model is of; None for all.
+    """
     tables: dict[str, Any] = {"model_general": _general(state, model, resolutions, seen, settings)}
     tables["model_classes"] = pd.DataFrame(
         {
@@ -75,7 +87,7 @@ def model_tables(
     tables |= _noise_tables(model, seen)
     if model.dims == 3:
         for number in range(model.classes):
-            density = orientation_density(state, model, number, settings)
+            density = orientation_density(state, model, number, settings, half)
             tables[f"model_pdf_orient_class_{number + 1}"] = pd.DataFrame({"rlnOrientationDistribution": density})
     return tables
 
@@ -87,7 +99,7 @@ def _general(state: State, model: Model, resolutions: list[float], seen: Layout,
         "rlnDataDimensionality": 2,
         "rlnOriginalImageSize": seen.box,
         "rlnCurrentResolution": min(resolutions),
-        "rlnCurrentImageSize": min(seen.box, 2 * (state.progress.resolution_shell + 10)),
+        "rlnCurrentImageSize": min(seen.box, 2 * (state.progress.resolution_shell + SHELLS_AHEAD)),
         "rlnPaddingFactor": float(settings.padding),
         "rlnIsHelix": 0,
         "rlnFourierSpaceInterpolator": 1,
@@ -160,7 +172,7 @@ def _noise_tables(model: Model, seen: Layout) -> dict[str, pd.DataFrame]:
 def sampling_tables(state: State, settings: Settings, seen: Layout) -> dict[str, Any]:
     """Tables of a `sampling.star`: the grid that the next iteration searches, or searched last where poses are fitted since."""
     sampling, space = state.sampling, settings.dims == 3
-    psi_step = 60.0 / 2**sampling.order if space else sampling.psi_step
+    psi_step = angular_step(sampling.order) if space else sampling.psi_step
     offset_range, offset_step = sampling.offset_range * seen.pixel_size, sampling.offset_step * seen.pixel_size
     grid = {"rlnHealpixOrder": sampling.order, "rlnSymmetryGroup": settings.symmetry, "rlnTiltAngleLimit": -91.0}
     general = {
@@ -174,7 +186,7 @@ def sampling_tables(state: State, settings: Settings, seen: Layout) -> dict[str,
         "rlnSamplingPerturbInstance": 0.0,
         "rlnSamplingPerturbFactor": 0.5,
         "rlnHealpixOrderOriginal": settings.healpix_order,
-        "rlnPsiStepOriginal": 60.0 / 2**settings.healpix_order if space else settings.psi_step,
+        "rlnPsiStepOriginal": angular_step(settings.healpix_order) if space else settings.psi_step,
         "rlnOffsetRangeOriginal": settings.offset_range_px * seen.pixel_size,
         "rlnOffsetStepOriginal": settings.offset_step_px * seen.pixel_size,
     }
@@ -225,7 +237,7 @@ def optimiser_table(
         "rlnSmallestChangesOrientations": progress.smallest_rotation,
         "rlnSmallestChangesOffsets": progress.smallest_offset,
         "rlnSmallestChangesClasses": round(progress.class_change * len(seen.scale_group)),
-        "rlnHasConverged": int(progress.converged),
+        "rlnHasConverged": int(progress.fine_enough),
         "rlnHasHighFscAtResolLimit": int(progress.fsc_at_limit > _LIKELY),
         "rlnDoCorrectNorm": int(settings.correct_norm),
         "rlnDoCorrectScale": int(settings.correct_scale),
@@ -281,10 +293,10 @@ _NOT_OURS = {
 }
 
 
-def orientation_density(state: State, model: Model, number: int, settings: Settings) -> np.ndarray:
-    """Prior of each of RELION's directions in a class [directions]: the shares of its particles, together the share of the class."""
+def orientation_density(state: State, model: Model, number: int, settings: Settings, half: int | None = None) -> np.ndarray:
+    """Shares of a class's particles (of one half) in each of RELION's directions [directions], together the share of the class."""
     order, symmetry = state.sampling.order, settings.symmetry
-    own = state.assignments.matrices[state.assignments.classes == number].cpu()
+    own = state.assignments.matrices[state.assignments.of_class(number, half)].cpu()
     counts = torch.bincount(places_of(own, order, symmetry), minlength=len(relion_directions(order, symmetry))).double()
     return (float(model.class_weight[number]) * counts / counts.sum().clamp(min=1)).numpy()
 

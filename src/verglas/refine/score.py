@@ -60,12 +60,10 @@ class DenseSlices:
         return 0.5 * ctf.square() @ self.power.T
 
     def correlations(self, moved: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
-        """Normalised cross-correlations [b, t, r], up to a factor of each image."""
-        cross = (moved.flatten(0, 1) @ self._whole().T).view(*moved.shape[:2], -1)
+        """Normalised cross-correlations [b, t, r], up to a factor of each image; in float32."""
+        assert self.mean is None
+        cross = (moved.flatten(0, 1) @ self.slices.T).view(*moved.shape[:2], -1)
         return cross / (ctf.square() @ self.power.T).sqrt().clamp(min=1e-20)[:, None]
-
-    def _whole(self) -> torch.Tensor:
-        return self.slices if self.mean is None else self.slices.float() + self.mean
 
 
 def own_scores(moved: torch.Tensor, ctf: torch.Tensor, slices: torch.Tensor, *, correlation: bool = False) -> torch.Tensor:

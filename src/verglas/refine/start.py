@@ -12,6 +12,7 @@ from verglas.refine.observations import Observations
 from verglas.refine.settings import Settings
 from verglas.refine.state import Progress, Sampling, State
 from verglas.volume.filters import lowpass
+from verglas.volume.sampling import angular_step
 
 NOISE_PARTICLES = 1000
 FIRST_OFFSET_SIGMA = 10.0  # Å, RELION's default
@@ -82,7 +83,7 @@ def first_state(seen: Observations, assignments: Assignments, references: torch.
         tau2 = spectrum(filtered)[:, : seen.shells]
         weight = torch.full((len(filtered),), 1.0 / len(filtered), dtype=torch.float64, device=seen.device)
         models.append(Model(filtered.clone(), noise, tau2, torch.zeros_like(tau2), weight, FIRST_OFFSET_SIGMA))
-    local_sigma = 60.0 / 2**settings.healpix_order if halves > 1 and settings.begins_locally else settings.local_sigma
+    local_sigma = angular_step(settings.healpix_order) if halves > 1 and settings.begins_locally else settings.local_sigma
     sampling = Sampling(settings.healpix_order, settings.psi_step, settings.offset_range_px, settings.offset_step_px, local_sigma)
     fsc = torch.zeros(seen.shells, dtype=torch.float64)
     return State(0, assignments, models, sampling, Progress(shell), fsc, [])

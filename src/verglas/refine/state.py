@@ -16,7 +16,10 @@ from verglas.refine.search import Fit
 
 @dataclass
 class Sampling:
-    """How finely the next iteration samples. offset_* in pixels; local_sigma None searches everywhere; fit: see `Search`."""
+    """How finely the next iteration samples: a HEALPix order in 3D, psi_step (degrees) in 2D.
+
+    offset_* in pixels; local_sigma (degrees) None searches everywhere; fit: see `Search`.
+    """
 
     order: int
     psi_step: float
@@ -43,7 +46,6 @@ class Progress:
     accuracy_rotation: float = 999.0
     accuracy_offset: float = 999.0
     fine_enough: bool = False
-    converged: bool = False
     finished: bool = False
 
 

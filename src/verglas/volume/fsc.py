@@ -86,11 +86,13 @@ def corrected_at(shell: int | torch.Tensor, from_shell: int) -> bool | torch.Ten
     return shell >= from_shell + 2
 
 
-def corrected_fsc(masked: torch.Tensor, randomised: torch.Tensor, from_shell: int) -> torch.Tensor:
+def corrected_fsc(unmasked: torch.Tensor, masked: torch.Tensor, randomised: torch.Tensor, from_shell: int) -> torch.Tensor:
     """(FSC_masked - FSC_random) / (1 - FSC_random), where `corrected_at` says; before that FSC_masked.
 
-    `masked`, `randomised`: FSC of the masked maps before and after the phases were randomised from `from_shell`, [shells].
+    `masked`, `randomised`: FSC of the masked maps before and after the phases were randomised from `from_shell`, [shells]. 0 where
+    `unmasked`, that of the maps themselves, is 0: in a shell without power the mask's edge spreads what it has from others.
     """
     corrected = (masked - randomised) / (1 - randomised).clamp(min=1e-12)
     shells = torch.arange(len(masked), device=masked.device)
-    return torch.where(torch.as_tensor(corrected_at(shells, from_shell)), corrected, masked)
+    curve = torch.where(torch.as_tensor(corrected_at(shells, from_shell)), corrected, masked)
+    return torch.where(unmasked == 0, 0.0, curve)

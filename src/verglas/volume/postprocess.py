@@ -143,8 +143,7 @@ def fsc_curves(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, pix
     start = randomisation_shell(unmasked)
     noise1, noise2 = (phase_randomise(half, start, generator) * mask for half in (half1, half2))
     randomised = fsc(noise1, noise2)
-    # shells in which the maps hold nothing get what the mask's edge spreads from those before: no agreement
-    corrected = torch.where(unmasked == 0, 0.0, corrected_fsc(masked, randomised, start))
+    corrected = corrected_fsc(unmasked, masked, randomised, start)
     fraction = _RELION_FRACTION / share_of_box(mask)
     particle = fraction * unmasked / (1 + (fraction - 1) * unmasked)
     shell = resolution_shell(corrected)

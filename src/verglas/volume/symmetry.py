@@ -25,7 +25,7 @@ from verglas.volume.rotations import axis_rotation, nearest_rotation
 
 KNOWN = "C1, C2, ... ; D1, D2, ... ; T; O; I (= I2), I1, I2, I3, I4"
 _GOLDEN = (1 + 5**0.5) / 2
-_X, _Y, _Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+_X, _Z = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 _AXES: dict[str, list[tuple[tuple[float, float, float], int]]] = {
     "T": [(_Z, 3), ((0.0, -(8**0.5), 1.0), 3)],
     "O": [(_Z, 4), (_X, 4)],
