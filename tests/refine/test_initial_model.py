@@ -11,7 +11,7 @@ from refine.particles_for_tests import simulated
 from verglas.particles import ParticleSet
 from verglas.particles.images import ArrayImages
 from verglas.refine.initial_model import InitialModel, Settings, State, spherical, stage
-from verglas.refine.initial_search import PoseSearch, rotations_apart
+from verglas.refine.initial_search import PoseSearch, evening, rotations_apart
 from verglas.refine.observations import Observations
 from verglas.scores.maps import map_fsc_to_truth
 from verglas.simulate.stand_in import stand_in
@@ -105,6 +105,18 @@ def test_two_structures_are_told_apart() -> None:
     assert purity > 0.9
 
 
+def test_classes_are_even_over_a_batch_however_it_is_cut(made: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory cuts a batch into chunks, down to single images where maps are many: classes must still be told apart within it."""
+    seen, _, _, _, _ = made
+    model = InitialModel(seen, replace(SETTINGS, classes=3))
+    whole = model.step(model.start())
+    assert torch.allclose(whole.shares, torch.full((3,), 1 / 3), atol=0.02)
+    assert (whole.maps[0] - whole.maps[1]).abs().max() > 0.05 * whole.maps.max()
+    monkeypatch.setattr("verglas.refine.initial_search._SCORES_AT_ONCE", 1)
+    single = model.step(model.start())
+    assert torch.allclose(single.maps, whole.maps, rtol=1e-3, atol=1e-4 * float(whole.maps.max()))
+
+
 @pytest.mark.gpu
 def test_card_and_cpu_agree(made: tuple) -> None:
     seen, _, _, _, model = made
@@ -124,7 +136,7 @@ def test_weights_are_the_posterior_and_none_is_next_to_nothing(made: tuple, clas
     shares = torch.tensor([0.25, 0.75])[:classes] if classes > 1 else torch.ones(1)
     maps = torch.cat([state.maps, state.maps.flip(1)])[:classes]
     search = PoseSearch(maps, shares, rotations_apart(20.0, torch.eye(3), "D2"), shift_grid(2.0, 1.0), pixels, exponent)
-    weights, moved, quality = search.posterior(batch)
+    weights, moved, quality = search.posterior(batch, evening(search.log_class(batch)) if exponent < 1 else 0.0)
     scores = moved.double().flatten(0, 1) @ search.slices.double().T
     scores = scores.view(20, -1, len(search.slices)) - 0.5 * (batch.ctf.double().square() @ search.power.double().T)[:, None]
     flat = (scores + search.prior.double()).flatten(1)

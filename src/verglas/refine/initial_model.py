@@ -21,7 +21,7 @@ import torch
 from verglas.compute.ranks import ALONE, Ranks
 from verglas.particles import reading_order
 from verglas.refine.assignments import Assignments, from_particles
-from verglas.refine.initial_search import PoseSearch, rotations_apart
+from verglas.refine.initial_search import PoseSearch, evening, rotations_apart
 from verglas.refine.observations import Batch, Observations
 from verglas.refine.start import starting_noise
 from verglas.volume.fourier import irfft_centred, radial_average, rfft_centred, shell_index
@@ -138,8 +138,10 @@ class InitialModel:
         numerator, weight = torch.zeros_like(search.slices), torch.zeros_like(search.power)
         rows = self._draw(now.batch, generator)
         quality = torch.zeros(2 + len(state.maps), dtype=torch.float64, device=self.seen.device)
-        for batch in self._batches(self._own(rows, search.chunk), pixels, search.chunk):
-            weights, moved, found = search.posterior(batch)
+        own = self.ranks.share(rows)
+        favour = self._favour(search, own, pixels)
+        for batch in self._batches(own, pixels, search.chunk):
+            weights, moved, found = search.posterior(batch, favour)
             numerator += weights.flatten(0, 1).T @ moved.flatten(0, 1)
             weight += weights.sum(dim=1).T @ batch.ctf.square()
             quality += found.double().sum(dim=0)
@@ -207,13 +209,13 @@ class InitialModel:
         rotations = rotations_apart(self.settings.angle, turn, self.settings.symmetry)
         return PoseSearch(state.maps, state.shares, rotations, shifts, pixels, exponent)
 
-    def _own(self, rows: torch.Tensor, chunk: int) -> torch.Tensor:
-        """The rank's share of a batch: of several classes in whole chunks, as their weights are balanced within each."""
-        if self.settings.classes == 1:
-            return self.ranks.share(rows)
-        parts = rows.split(chunk)
-        mine = self.ranks.share(torch.arange(len(parts)))
-        return torch.cat([rows[:0], *(parts[number] for number in mine)])
+    def _favour(self, search: PoseSearch, own: torch.Tensor, pixels: Pixels) -> torch.Tensor | float:
+        """What makes the classes even over the particles of all ranks' `own`, while the posterior is not trusted yet."""
+        if self.settings.classes == 1 or search.exponent == 1:
+            return 0.0
+        found = [search.log_class(batch).cpu() for batch in self._batches(own, pixels, search.chunk)]
+        everyones = self.ranks.everyones(torch.cat([torch.zeros(0, self.settings.classes), *found]))
+        return evening(torch.cat(everyones)).to(self.seen.device)
 
     def _batches(self, rows: torch.Tensor, pixels: Pixels, chunk: int) -> Iterator[Batch]:
         return (self.seen.batch(part, self.known, self.noise, pixels) for part in rows.split(chunk) if len(part))

@@ -20,7 +20,7 @@ _LEAST_CLASS = 1e-8  # of an image's weight
 class PoseSearch:
     """Slices of maps [K, N, N, N] at `rotations` [r, 3, 3] and the `shifts` [t, 2] (pixels) that images are tried at.
 
-    `shares` [K] are the classes' priors; weights are of the posterior raised to `exponent`, with even classes while that is below 1.
+    `shares` [K] are the classes' priors; weights are of the posterior raised to `exponent`.
     """
 
     def __init__(
@@ -36,30 +36,38 @@ class PoseSearch:
         self.prior = prior.repeat_interleave(len(rotations))
         self.chunk = max(1, _SCORES_AT_ONCE // (len(shifts) * len(self.slices)))  # images at once
 
-    def posterior(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def log_class(self, batch: Batch) -> torch.Tensor:
+        """Logarithms of the classes' weights [b, K], up to a number of each image's own."""
+        _, scores, best = self._scores(batch)
+        return self.exponent * best + torch.log(scores.mul_(self.exponent).exp_().sum(dim=(1, 3)))
+
+    def posterior(self, batch: Batch, favour: torch.Tensor | float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Weights [b, t, K r]; the shifted images in real pairs [b, t, 2k]; and of each image [b, 2 + K]: the log-likelihood that it
-        gains over an empty image, its largest weight, its classes' weights.
+        gains over an empty image, its largest weight, its classes' weights. `favour` [K] is added to the classes' log weights.
         """
+        moved, scores, best = self._scores(batch)
+        total = scores.exp().sum(dim=(1, 3)) if self.exponent < 1 else None
+        weights = (scores.mul_(self.exponent) if self.exponent < 1 else scores).exp_()
+        share = weights.sum(dim=(1, 3))
+        gain = torch.logsumexp(best + torch.log(share if total is None else total), dim=1) - math.log(len(self.shifts))
+        classes = torch.softmax(self.exponent * best + torch.log(share) + favour, dim=1).clamp(min=_LEAST_CLASS)
+        largest = classes / share
+        weights *= largest[:, None, :, None]
+        return weights.flatten(2), moved, torch.cat([gain[:, None], largest.amax(dim=1, keepdim=True), classes], dim=1)
+
+    def _scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The shifted images [b, t, 2k]; scores [b, t, K, r] below the best of each class; that one [b, K]."""
         moved = shifted(batch.masked, batch.ctf, self.factors)
         scores = (moved.flatten(0, 1) @ self.slices.T).view(len(batch), len(self.shifts), -1)
         scores += (self.prior - 0.5 * batch.ctf.square() @ self.power.T)[:, None]
         of_class = scores.unflatten(2, (-1, len(self.rotations)))
         best = of_class.amax(dim=(1, 3))
         # products with numbers next to nothing take a processor far longer: what no sum can notice stays above them
-        of_class.sub_(best[:, None, :, None]).clamp_(min=-_NEGLIGIBLE / self.exponent)
-        total = of_class.exp().sum(dim=(1, 3)) if self.exponent < 1 else None
-        weights = (of_class.mul_(self.exponent) if self.exponent < 1 else of_class).exp_()
-        share = weights.sum(dim=(1, 3))
-        gain = torch.logsumexp(best + torch.log(share if total is None else total), dim=1) - math.log(len(self.shifts))
-        log_class = self.exponent * best + torch.log(share)
-        classes = torch.softmax(log_class + (_balance(log_class) if self.exponent < 1 else 0.0), dim=1).clamp(min=_LEAST_CLASS)
-        largest = classes / share
-        weights *= largest[:, None, :, None]
-        return weights.view_as(scores), moved, torch.cat([gain[:, None], largest.amax(dim=1, keepdim=True), classes], dim=1)
+        return moved, of_class.sub_(best[:, None, :, None]).clamp_(min=-_NEGLIGIBLE / self.exponent), best
 
 
-def _balance(log_class: torch.Tensor, rounds: int = 30) -> torch.Tensor:
-    """What to add to the logarithms of class weights [b, K] so that every class has an even share of the images [K].
+def evening(log_class: torch.Tensor, rounds: int = 30) -> torch.Tensor:
+    """What to add to the logarithms of class weights [n, K] so that every class has an even share of the images [K].
 
     While shapes form, the first class to hold one would explain every image best and take them all.
     """
