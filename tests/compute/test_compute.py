@@ -46,14 +46,22 @@ def test_batches_do_not_follow_the_free_memory_while_there_is_enough(monkeypatch
         assert batch_size(10, cpu, at_most=1000, reserved=20) == (half - 20) // 10
 
 
-def test_a_cgroup_s_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    whole = total_bytes(cpu)
-    for limit, found in (("4096000\n", 4096000), ("max\n", whole)):
-        (tmp_path / "memory.max").write_text(limit)
-        (tmp_path / "memory.current").write_text("196000\n")
-        (tmp_path / "memory.stat").write_text("anon 96000\nfile 100000\nactive_file 30000\ninactive_file 70000\n")
+@pytest.mark.parametrize("place", ["second version", "second version, further up", "first version"])
+def test_a_cgroup_s_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """As a batch system sets it for a step of a job, or a container for all that is in it."""
+    cpu, whole = torch.device("cpu"), total_bytes(torch.device("cpu"))
+    first = place == "first version"
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("7:pids:/\n4:hugetlb,memory:/slurm/job_1/step_0\n0::/\n" if first else "0::/slurm/job_1/step_0\n")
+    own = tmp_path / ("memory" if first else "") / "slurm/job_1/step_0"
+    own.mkdir(parents=True)
+    folder = own.parent if "further" in place else own
+    limit, used, total = ("limit_in_bytes", "usage_in_bytes", "total_") if first else ("max", "current", "")
+    for given, found in (("4096000\n", 4096000), (f"{2**63 - 4096}\n" if first else "max\n", whole)):
+        (folder / f"memory.{limit}").write_text(given)
+        (folder / f"memory.{used}").write_text("196000\n")
+        (folder / "memory.stat").write_text(f"anon 96000\nfile 100000\n{total}active_file 30000\n{total}inactive_file 70000\n")
         assert total_bytes(cpu) == found
         assert free_bytes(cpu) == 4000000 if found < whole else free_bytes(cpu) > 4096000
 

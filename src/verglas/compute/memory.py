@@ -6,13 +6,16 @@ with them the same bits. Only where others have taken so much that this would no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 _SHARE = 0.5  # the rest is for the file cache, the allocator's slack and other processes
 _MOST_OF_FREE = 0.8
-_CGROUP, _NO_LIMIT = Path("/sys/fs/cgroup"), 1 << 62
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# files of a limit and of what is used of it, and what the lines of memory.stat begin with that count the cgroups below it
+_FIRST_VERSION, _SECOND_VERSION = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), ("memory.max", "memory.current", "")
 
 _sharing = 1
 
@@ -24,19 +27,19 @@ def share_memory(processes: int) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be allocated now on `device`: on a CPU the smaller of the system's and the cgroup's free memory."""
+    """Bytes that can be allocated now on `device`: on a CPU the least of the system's free memory and its cgroups'."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free) + int(cached)
-    return min(_system("MemAvailable:"), _cgroup_available()) // _sharing
+    return min([_system("MemAvailable:"), *(left for _, left in _cgroups())]) // _sharing
 
 
 def total_bytes(device: torch.device) -> int:
-    """Bytes that `device` has: on a CPU the smaller of the system's memory and the cgroup's limit."""
+    """Bytes that `device` has: on a CPU the least of the system's memory and its cgroups' limits."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return min(_system("MemTotal:"), _cgroup_limit()) // _sharing
+    return min([_system("MemTotal:"), *(limit for limit, _ in _cgroups())]) // _sharing
 
 
 def budget(device: torch.device, share: float) -> int:
@@ -63,20 +66,24 @@ def _system(line_of: str) -> int:
     return 4 << 30
 
 
-def _cgroup_limit() -> int:
+def _cgroups() -> Iterator[tuple[int, int]]:
+    """Limit, and what is left of it, of every cgroup with one that this process is in, up to the root, in bytes (cgroups(7))."""
     try:
-        return int((_CGROUP / "memory.max").read_text())
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return _NO_LIMIT
-
-
-def _cgroup_available() -> int:
-    limit = _cgroup_limit()
-    try:
-        if limit == _NO_LIMIT:
-            return limit
-        used = int((_CGROUP / "memory.current").read_text())
-        parts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return limit - used + int(parts["inactive_file"]) + int(parts["active_file"])  # the file cache makes room
-    except (OSError, ValueError, KeyError):
-        return _NO_LIMIT
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, (limit, used, total) = (_CGROUPS / "memory", _FIRST_VERSION) if kinds else (_CGROUPS, _SECOND_VERSION)
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            try:
+                most = int((folder / limit).read_text())
+                cached = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                taken = int((folder / used).read_text())
+                taken -= int(cached[f"{total}inactive_file"]) + int(cached[f"{total}active_file"])  # the file cache makes room
+            except (OSError, ValueError, KeyError):  # not there, or "max"
+                continue
+            yield most, most - taken

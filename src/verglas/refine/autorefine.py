@@ -148,8 +148,8 @@ def _fsc(maps: list[torch.Tensor], seen: Observations, settings: Settings, mask:
     start = randomisation_shell(plain)
     generator = torch.Generator().manual_seed(settings.seed)
     random = [phase_randomise(volume.cpu(), start, generator).to(volume) for volume in maps]
-    curves = [fsc(first * mask, second * mask)[: seen.shells] for first, second in (maps, random)]
-    corrected = corrected_fsc(plain, *curves, start)
+    masked, randomised = (fsc(first * mask, second * mask)[: seen.shells] for first, second in (maps, random))
+    corrected = corrected_fsc(plain, masked, randomised, start)
     corrected[: joined_shell + 1] = 1.0
     return corrected
 
