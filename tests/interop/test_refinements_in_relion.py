@@ -14,7 +14,7 @@ from helpers import run_job
 from refine.sets import DIAMETER, particles
 from verglas.io.mrc import read_map, read_stack, write_map, write_stack
 from verglas.io.star import list_table, numbers, read_star
-from verglas.jobs import class2d, class3d, refine3d
+from verglas.jobs import class2d, class3d, initialmodel, refine3d
 from verglas.jobs.declaration import JobType
 from verglas.particles import read_particles, write_particles
 from verglas.scores.poses import pose_errors
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.relion
 BOX, PIXEL, COUNT = 28, 7.0, 100
 COMMON = {"mask_diameter": DIAMETER, "threads": 1, "offset_range": 3.0}
 SPACE = {"symmetry": "D2", "ini_high": 40.0, "healpix_order": 2}
+FIRST = {"symmetry": "D2", "starts": 1, "iterations": 12, "refine_iterations": 2, "offset_range": 17.0}
 RUNS: dict[str, tuple[JobType, dict[str, Any]]] = {
     "Class2D": (class2d.JOB, {"classes": 2, "iterations": 3}),
     "Class2D without alignment": (class2d.JOB, {"classes": 2, "iterations": 3, "skip_align": True}),
@@ -33,6 +34,7 @@ RUNS: dict[str, tuple[JobType, dict[str, Any]]] = {
     "Class3D about given angles": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 3, "local_search_sigma": 5.0}),
     "Class3D without alignment": (class3d.JOB, {**SPACE, "classes": 2, "iterations": 4, "skip_align": True}),
     "Refine3D": (refine3d.JOB, {**SPACE, "iterations": 4, "local_search_order": 3}),
+    "InitialModel": (initialmodel.JOB, FIRST),
 }
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
@@ -57,11 +59,11 @@ def continued(request: pytest.FixtureRequest, work: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(work)
     declared, own = RUNS[request.param]
     ours, theirs = Path(request.param.replace(" ", "_")), Path(request.param.replace(" ", "_") + "_on")
-    last = own["iterations"] if declared is not refine3d.JOB else 3
+    last = own["iterations"] + own.get("refine_iterations", 0) if declared is not refine3d.JOB else 3
     if not theirs.exists():
         posed = own.get("skip_align") or own.get("local_search_sigma")
         inputs: dict[str, Any] = {"particles": Path("posed.star" if posed else "particles.star")}
-        if declared is not class2d.JOB:
+        if declared in (class3d.JOB, refine3d.JOB):
             inputs["reference"] = [Path("truth.mrc")] if declared is class3d.JOB else Path("truth.mrc")
             inputs["mask"] = Path("mask.mrc")
         run_job(declared, COMMON | own, inputs, ours)

@@ -3,19 +3,24 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from command_line import job
 from refine.sets import DIAMETER, particles
-from verglas.io.mrc import write_map, write_stack
+from verglas.io.mrc import read_map, write_map, write_stack
 from verglas.particles import write_particles
+from workflow.commands import wait_until_free
+from workflow.killed import KILLED, run_and_kill
 
 COMMON = ("--particles", "particles.star", "--mask-diameter", DIAMETER, "--threads", 1, "--offset-range", 3)
 SPACE = (*COMMON, "--reference", "map.mrc", "--symmetry", "D2", "--healpix-order", 1, "--ini-high", 40)
+FIRST = ("--symmetry", "D2", "--starts", 2, "--iterations", 4, "--sgd-fin-resol", 25, "--refine-iterations", 3)
 RUNS = {
     "Class2D": (("Class2D", *COMMON, "--classes", 2, "--iterations", 4, "--psi-step", 24), 4),
     "Class3D": (("Class3D", *SPACE, "--classes", 2, "--iterations", 4), 4),
     "Refine3D": (("Refine3D", *SPACE, "--local-search-order", 2, "--iterations", 4), 4),
+    "InitialModel": (("InitialModel", *COMMON[:6], *FIRST), 7),
 }
 
 
@@ -44,8 +49,9 @@ def test_from_any_iteration_to_the_same_end(name: str) -> None:
     words, last = RUNS[name]
     assert job(*words, out=name).code == 0
     whole = files(name)
-    written = last if name != "Refine3D" else len(list(Path(name).glob("run_it*_optimiser.star")))
-    for number in (1, written - 1):
+    written = sorted(int(path.name[6:9]) for path in Path(name).glob("run_it*_optimiser.star"))
+    assert name == "Refine3D" or written[-1] == last
+    for number in (written[0], written[-2]):
         before = Path(name, f"run_it{number:03d}_data.star").stat().st_mtime_ns
         again = job(name, "--continue", f"{name}/run_it{number:03d}_optimiser.star")
         assert again.code == 0 and f"going on after iteration {number}" in again.said, again.said
@@ -92,3 +98,25 @@ def test_fewer_iterations_take_an_earlier_one() -> None:
     fewer = job("Class3D", "--continue", "Class3D", "--iterations", 3)
     assert fewer.code == 0 and "going on after iteration 2" in fewer.said, fewer.said
     assert files("Class3D")["run_it003_class001.mrc"] == whole["run_it003_class001.mrc"]
+
+
+def test_a_killed_start_goes_on_to_the_same_bits_and_may_be_refined_further() -> None:
+    """SIGKILL in the second iteration of the second start; then more iterations of all particles, but not of the finished starts."""
+    words, _ = RUNS["InitialModel"]
+    if not Path("InitialModel").exists():
+        assert job(*words, out="InitialModel").code == 0
+    whole = files("InitialModel")
+    shorter = ("--refine-iterations", 1)
+    assert run_and_kill(lambda: job(*words, *shorter, out="killed").code, 7)[0] == KILLED
+    wait_until_free(Path("killed"))
+    again = job(*words, *shorter, out="killed")
+    assert again.code == 0 and "start 1: going on after iteration 4" in again.said and "start 2: going on after iteration 1" in again.said
+    more = job("InitialModel", "--continue", "killed", "--refine-iterations", 3)
+    assert more.code == 0 and "going on after iteration 5" in more.said, more.said
+    found = files("killed")
+    assert all(found[name] == whole[name] for name in whole if name.endswith(".mrc"))
+    assert np.array_equal(*(read_map(f"{folder}/initial_model.mrc")[0] for folder in ("InitialModel", "killed")))
+    other = job("InitialModel", "--continue", "killed", "--iterations", 6)
+    assert other.code == 2 and "was begun with other parameters: iterations 4 → 6" in other.said
+    start = job("InitialModel", "--continue", "killed/start1/run_it004_optimiser.star")
+    assert start.code == 2 and "is not there" in start.said

@@ -77,10 +77,8 @@ def test_order_of_rows_and_memory_change_nothing(what: str, monkeypatch: pytest.
     kept = run(what, "plain.star", f"{name}_kept")
     run(what, "shuffled.star", f"{name}_shuffled")
     monkeypatch.setattr("verglas.jobs.refinement._PRELOAD_BYTES", 0)
-    monkeypatch.setattr("verglas.jobs.initialmodel._PRELOAD_BYTES", 0)
     streamed = run(what, "plain.star", f"{name}_streamed")
-    if "preloaded" in kept:
-        assert kept["preloaded"] and not streamed["preloaded"]
+    assert kept["preloaded"] and not streamed["preloaded"]
     reference = maps(f"{name}_kept", root)
     assert reference
     rows = read_particles(f"{name}_kept/{root}_data.star").table.set_index("image_name")

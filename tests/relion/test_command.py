@@ -45,8 +45,8 @@ COMMANDS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "InitialModel",
         {"mask_diameter": 150.0, "symmetry": "D2", "classes": 2},
         {"particles": PARTICLES},
-        "--o J/run --i p.star --random_seed 1 --particle_diameter 150 --sym D2 --K 2 --sgd_ini_resol 40 --sgd_fin_resol 20 "
-        "--sgd_ini_subset 150 --sgd_fin_subset 500 --sgd_write_iter 8 --ctf --sgd --denovo_3dref --sgd_ini_iter 50 "
+        "--o J/run --i p.star --random_seed 1 --particle_diameter 150 --ctf --sym D2 --K 2 --sgd_ini_resol 40 --sgd_fin_resol 20 "
+        "--sgd_ini_subset 150 --sgd_fin_subset 500 --sgd_write_iter 8 --sgd --denovo_3dref --sgd_ini_iter 50 "
         "--sgd_inbetween_iter 200 --sgd_fin_iter 50 --norm --scale --healpix_order 1 --offset_range 6 --offset_step 2 "
         f"{REFINE} --j 2 --pipeline_control J/",
     ),

@@ -24,6 +24,7 @@ from workflow.commands import wait_until_free
 from workflow.killed import KILLED, run_and_kill
 
 ENGINE = ("--particles", "particles.star", "--mask-diameter", DIAMETER, "--threads", 1)
+FIRST = ("--starts", 2, "--iterations", 4, "--refine-iterations", 1, "--sgd-fin-resol", 25)
 BY_MICROGRAPH = ("--micrographs", "picked.star", "--threads", 1)
 
 
@@ -58,9 +59,8 @@ JOBS = {
         "run_it{stem}_data.star",
     ),
     "InitialModel": Killable(
-        (*ENGINE, "--symmetry", "D2", "--starts", 2, "--iterations", 4, "--write-every", 1, "--sgd-fin-resol", 25),
-        "start*/run_it002_optimiser.star",
-        "start{stem}/run_it002_class001.mrc",
+        (*ENGINE, "--symmetry", "D2", *FIRST, "--write-every", 1),
+        "start*/run_it002_class001.mrc",
     ),
     "Select": Killable(("--action", "split", "--particles", "particles.star", "--nr-split", 3)),
     "JoinStar": Killable(("--files", "particles.star", "other.star")),

@@ -177,6 +177,7 @@ class JobType:
     `outputs(params)` lists the files that must be there in the end. `validate(job)` raises `InputError` before work starts.
     `run(job)` does the work and returns its `Items`. `measure(out, params)` reads the files that were left, never what
     `run` returned. `checks(params)` are the ranges of those metrics. `clean(out)` yields intermediate files that a gentle clean removes.
+    `grows` names the parameter of which a finished job may be asked for more in its own folder.
     """
 
     name: str
@@ -192,4 +193,6 @@ class JobType:
     validate: Callable[[Job], None] = no_validation
     clean: Callable[[Path], Iterator[Path]] = nothing_to_clean
     describe: Callable[[Metrics], str] = lambda metrics: ""  # the notes column of the job table
+    grows: str = "iterations"
+    light: bool = False  # whether it does without the numerical libraries, whose import takes seconds
     on_ranks: bool = False  # whether torchrun, srun or mpirun may start it as many processes that share the work

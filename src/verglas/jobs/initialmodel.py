@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from verglas.errors import InputError
-from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobParams, JobType, Metrics, NodeType, OutputSpec, param
-from verglas.jobs.initialmodel_files import stem, write_particles_of, write_starts, write_state
-from verglas.jobs.initialmodel_starts import Start, agreement, largest_class, run_start, symmetrised_start
-from verglas.jobs.refinement import check_one_grid, check_ranks, in_reading_order, iterate, say_empty_classes, take_device
+from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobType, Metrics, NodeType, OutputSpec, param
+from verglas.jobs.initialmodel_starts import Start, agreement, digest_of, largest_class, run_start, symmetrised_start
+from verglas.jobs.refinement import ImageParams, Prepared, check_particles, iterate, precision, prepare, say_empty_classes
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
-    from verglas.particles import ParticleSet
-    from verglas.refine.assignments import Assignments
-    from verglas.refine.initial_model import State
+    from verglas.refine.state import State
 
 _MAP, _STARTS = "initial_model.mrc", "starts.star"
-_PRELOAD_BYTES = 4 << 30
 
 
-class Params(JobParams):
+class Params(ImageParams):
     """Parameters of InitialModel."""
 
-    mask_diameter: float = param(
-        ..., "Diameter of the particle with its rim", label="Mask diameter (A):", flag="--particle_diameter", unit="Å", gt=0
-    )
     symmetry: str = param("C1", "Point group in RELION's setting, imposed from the start", label="Symmetry:", flag="--sym")
     do_run_C1: bool = param(
         False, "Start without symmetry; find its axes in the map, turn it, and go on with it", label="Run in C1 and apply symmetry later?"
@@ -37,7 +30,7 @@ class Params(JobParams):
     starts: int = param(2, "Independent starts, of which the most likely is kept", ge=1)
     iterations: int = param(24, "Iterations of each start", ge=3)
     refine_iterations: int = param(
-        4, "Iterations of all particles that follow for the start that is kept, as finely as the data allow; 0: none", ge=0
+        4, "Iterations of all particles that follow for the start that is kept, as finely as the data allow", ge=1
     )
     sgd_ini_resol: float = param(40.0, "Resolution at the start", label="Initial resolution (A):", flag="--sgd_ini_resol", unit="Å", gt=0)
     sgd_fin_resol: float = param(
@@ -51,11 +44,7 @@ class Params(JobParams):
     offset_range: float = param(17.0, "Search for the centre this far", unit="Å", ge=0)
     offset_step: float = param(0.0, "Step of that search; 0: a third of the final resolution", unit="Å", ge=0)
     most_particles: int = param(5000, "Use at most so many particles, drawn at random; 0: all", ge=0)
-    write_every: int = param(8, "Write every so many iterations", flag="--sgd_write_iter", ge=1)
-    do_ctf_correction: bool = param(True, "Correct for the CTF", label="Do CTF-correction?", flag="--ctf")
-    ctf_intact_first_peak: bool = param(
-        False, "Leave the CTF out up to its first peak", label="Ignore CTFs until first peak?", flag="--ctf_intact_first_peak"
-    )
+    write_every: int = param(8, "Leave the maps of a start every so many iterations", flag="--sgd_write_iter", ge=1)
 
 
 def last_of_start(params: Params) -> int:
@@ -68,9 +57,14 @@ def last_iteration(params: Params) -> int:
     return last_of_start(params) + params.refine_iterations
 
 
+def _stem(params: Params) -> str:
+    """RELION's name of the last iteration's files, without folder."""
+    return f"run_it{last_iteration(params):03d}"
+
+
 def outputs(params: Params) -> tuple[OutputSpec, ...]:
     """The map, and the files of the last iteration."""
-    name = stem(last_iteration(params))
+    name = _stem(params)
     return (
         OutputSpec("map", NodeType.MAP, _MAP),
         OutputSpec("particles", NodeType.PARTICLES, f"{name}_data.star"),
@@ -81,9 +75,7 @@ def outputs(params: Params) -> tuple[OutputSpec, ...]:
 
 
 def validate(job: Job) -> None:
-    """The group is known, the resolutions go the right way, and the mask fits in the images' box."""
-    from verglas.particles import read_particles
-    from verglas.refine.observations import check_mask_diameter
+    """The group is known, the resolutions go the right way, and the particles can be worked with."""
     from verglas.volume.symmetry import group_name
 
     params = job.params
@@ -93,74 +85,39 @@ def validate(job: Job) -> None:
         raise InputError(
             "--sgd-fin-resol", f"{params.sgd_fin_resol:g} Å is not finer than {params.sgd_ini_resol:g} Å", "Give a smaller one"
         )
-    particles = read_particles(job.inputs["particles"]).without_unused_optics()
-    check_one_grid(particles, job.inputs["particles"])
-    if len(particles) < 3 * params.classes:
-        raise InputError(job.inputs["particles"], f"{len(particles)} particles for {params.classes} classes", "Give more particles")
-    check_mask_diameter(params.mask_diameter, particles.optics.box_size, particles.optics.pixel_size)
+    check_particles(job, 3 * params.classes)
 
 
 def run(job: Job) -> Items:
     """Read; run the starts; keep the best; bring it to its symmetry if that was left for later; refine it; write."""
-    from verglas.refine.observations import Observations
-
-    params, device = job.params, take_device(job)
+    params = job.params
     with job.phase("read"):
-        particles, order, source, items = _usable_particles(job)
-        check_ranks(job, len(particles))
-        seen = Observations(
-            particles,
-            source,
-            mask_diameter=params.mask_diameter,
-            device=device,
-            correct_ctf=params.do_ctf_correction,
-            intact_until_first_peak=params.ctf_intact_first_peak,
-        )
+        ready = prepare(job, 3 * params.classes, params.most_particles)
     with job.phase("compute"):
-        starts = [run_start(job, seen, number) for number in range(params.starts)]
+        starts = [run_start(job, ready.seen, number) for number in range(params.starts)]
         best = max(starts, key=lambda start: start.gain)
         agreed = [agreement(start, best) for start in starts] if job.ranks.first else []
         if params.do_run_C1:
             best = symmetrised_start(job, best, last_of_start(params))
-    begun = best.state
-    if params.refine_iterations:
-        best, found = _refined(job, best, order)
-    else:
-        found = _assigned(job, best, order)
+    state = _refined(job, best, ready)
     if job.ranks.first:
         with job.phase("write"):
-            _write(job, best, starts, agreed, _shape_kept(best, begun))
-        say_empty_classes(job, found.classes, params.classes)
-    return items
+            _write(job, best, state, starts, agreed)
+        say_empty_classes(job, state.assignments.classes, params.classes)
+    return ready.items
 
 
-def _assigned(job: Job, best: Start, order: np.ndarray) -> Assignments:
-    """What is known of all particles by the maps of a start that is not refined; written, with the start's last iteration."""
-    import torch
-
-    with job.phase("compute"):
-        found = best.model.assign(best.state)
-    if job.ranks.first:
-        with job.phase("write"):
-            write_state(job.out, best.state, best.model)
-            path = job.out / f"{stem(best.state.iteration)}_data.star"
-            write_particles_of(path, best.model.seen.particles, torch.from_numpy(order), found)
-    return found
-
-
-def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignments]:
-    """The start after iterations of all particles that go as far as they carry, and what is known of these then; written as they go."""
+def _refined(job: Job, best: Start, ready: Prepared) -> State:
+    """The start that is kept after iterations of all particles that go as far as they carry; each is written."""
     from dataclasses import replace
-    from hashlib import sha256
 
-    from verglas.compute.device import has_fast_bf16
     from verglas.refine.classify import classify
-    from verglas.refine.initial_model import TAU2_FUDGE, State
+    from verglas.refine.initial_model import TAU2_FUDGE
     from verglas.refine.output import Output
     from verglas.refine.settings import Settings
     from verglas.refine.start import first_state
 
-    params, seen, begun = job.params, best.model.seen, best.state
+    params, seen, begun = job.params, ready.seen, best.state
     step = best.model.settings.offset_step / seen.pixel_size
     settings = Settings(
         dims=3,
@@ -175,81 +132,54 @@ def _refined(job: Job, best: Start, order: np.ndarray) -> tuple[Start, Assignmen
         absolute_greyscale=True,
         correct_ctf=params.do_ctf_correction,
         ctf_intact_first_peak=params.ctf_intact_first_peak,
-        half_precision=has_fast_bf16(seen.device),
+        half_precision=precision(params, ready.device) == "bf16",
         seed=params.random_seed,
     )
+    begun_from = f"iteration {begun.iteration} of maps {digest_of(begun.maps)}"
+    output = Output(job.out, ready.particles, ready.order, seen, settings, begun_from=begun_from)
 
-    def start() -> Any:
+    def start() -> State:
         state = first_state(seen, best.model.known, begun.maps, settings)
         state.models[0].class_weight = begun.shares.to(state.models[0].class_weight)
         return replace(state, iteration=begun.iteration)
 
-    maps = sha256(begun.maps.cpu().numpy().tobytes()).hexdigest()
-    output = Output(job.out, seen.particles, order, seen, settings, begun_from=f"iteration {begun.iteration} of maps {maps}")
-    state = iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, settings.iterations)
-    model = state.models[0]
-    return replace(best, state=State(state.iteration, model.references, model.class_weight.float().cpu())), state.assignments
+    return iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, settings.iterations)
 
 
-def _usable_particles(job: Job) -> tuple[ParticleSet, np.ndarray, Any, Items]:
-    """The particles to work with, as they lie in their stacks; the place of each row; their images; the account of those left out."""
-    import numpy as np
-
-    from verglas.particles import read_particles
-    from verglas.particles.images import StackImages
-    from verglas.refine.observations import unusable
-
-    everything = read_particles(job.inputs["particles"]).without_unused_optics()
-    items = Items("particles", total=len(everything))
-    most = job.params.most_particles or len(everything)
-    rows = np.arange(len(everything))
-    if len(rows) > most:
-        order = np.argsort(everything.column("image_name").astype(str), kind="stable")
-        rows = np.sort(order[np.random.default_rng(job.params.random_seed).permutation(len(rows))[:most]])
-        items.skipped += len(everything) - most
-        items.notes["not_drawn"] = len(everything) - most
-    particles = everything.subset(rows)
-    bad = unusable(StackImages(particles), job.ranks)
-    for row, reason in bad.items():
-        items.fail(str(particles.column("image_name")[row]), reason)
-    particles, order = in_reading_order(particles.subset(np.setdiff1d(np.arange(len(particles)), list(bad))).without_unused_optics())
-    if len(particles) < 3 * job.params.classes:
-        raise InputError(job.inputs["particles"], f"{len(particles)} usable images are left", "Check the extraction")
-    items.done = len(particles)
-    images = StackImages(particles)
-    small = 4 * len(images) * images.box**2 < _PRELOAD_BYTES
-    return particles, order, images.preload() if small else images, items
-
-
-def _shape_kept(best: Start, begun: State) -> float:
-    """Resolution in Å, no finer than that of the starts, to which the final map is the one that it was refined from (FSC 0.5)."""
+def _shape_kept(best: Start, after: torch.Tensor, before: torch.Tensor) -> float:
+    """Resolution in Å, no finer than that of the starts, to which the final map [N, N, N] is the one it was refined from (FSC 0.5)."""
     from verglas.refine.relion_tables import NO_RESOLUTION
     from verglas.volume.fsc import fsc, resolution
 
     pixel_size, finest = best.model.seen.pixel_size, best.model.settings.fin_resolution
-    number = int(best.state.shares.argmax())
-    after, before = (state.maps[number].cpu() for state in (best.state, begun))
     return min(max(resolution(fsc(after, before), after.shape[-1], pixel_size, 0.5), finest), NO_RESOLUTION)
 
 
-def _write(job: Job, best: Start, starts: list[Start], agreed: list[tuple[float, bool]], kept: float) -> None:
-    """Maps, tables and pictures of the run; `kept`: to what resolution the starts' shape was."""
+def _write(job: Job, best: Start, state: State, starts: list[Start], agreed: list[tuple[float, bool]]) -> None:
+    """The map, the table of the starts and the pictures; `state`: the last of the start that was kept, `agreed`: of each start."""
+    import pandas as pd
+
     from verglas.io.mrc import write_map
+    from verglas.io.star import write_star
     from verglas.pictures.maps import draw_maps_in_a_row, draw_slices, draw_surface
 
-    pixel_size, density = best.model.seen.pixel_size, largest_class(best.state).numpy()
+    pixel_size, model = best.model.seen.pixel_size, state.models[0]
+    maps, shares = model.references.cpu(), model.class_weight.cpu()
+    largest = int(shares.argmax())
+    density = maps[largest].numpy()
     names = [f"start {i}: {start.gain:.1f}" for i, start in enumerate(starts, start=1)]
     draw_maps_in_a_row(job.out / "picture_starts.png", [largest_class(s.state).numpy() for s in starts], names, "log-likelihood gained")
-    if len(best.state.maps) > 1:
-        shares = [f"class {k}: {100 * float(share):.0f} %" for k, share in enumerate(best.state.shares, start=1)]
-        draw_maps_in_a_row(job.out / "picture_classes.png", list(best.state.maps.cpu().numpy()), shares)
+    if len(maps) > 1:
+        titles = [f"class {k}: {100 * float(share):.0f} %" for k, share in enumerate(shares, start=1)]
+        draw_maps_in_a_row(job.out / "picture_classes.png", list(maps.numpy()), titles)
     draw_slices(job.out / "picture_slices.png", density, pixel_size)
     draw_surface(job.out / "picture_surface.png", density, title="initial model")
     rows = [
         {"start": i, "seed": s.model.settings.seed, "gain": s.gain, "spherical": s.spherical, "agreement": to, "mirrored": int(mirrored)}
         for i, (s, (to, mirrored)) in enumerate(zip(starts, agreed, strict=True), start=1)
     ]
-    write_starts(job.out / _STARTS, rows, kept)
+    kept = _shape_kept(best, maps[largest], best.state.maps[largest].cpu())
+    write_star(job.out / _STARTS, {"starts": pd.DataFrame(rows), "refined": {"shape_kept": kept}})
     write_map(job.out / _MAP, density, pixel_size)
 
 
@@ -265,7 +195,7 @@ def measure(out: Path, params: Params) -> Metrics:
     tables = read_star(path)
     starts = list_table(tables, "starts", path)
     gain, sphere, agreement = (numbers(starts, label, path) for label in ("gain", "spherical", "agreement"))
-    particles = read_particles(out / f"{stem(last_iteration(params))}_data.star")
+    particles = read_particles(out / f"{_stem(params)}_data.star")
     best, (density, _) = int(gain.argmax()), read_map(out / _MAP)
     between: Metrics = {"agreement": float(agreement.max())} if len(starts) > 1 else {}
     return {
@@ -302,10 +232,10 @@ def describe(metrics: Metrics) -> str:
 
 
 def clean(out: Path) -> Iterator[Path]:
-    """The iterations of the starts, and those after them but for the last."""
+    """The starts' maps, and the iterations after them but for the last; what a run goes on from stays."""
     from verglas.refine.output import intermediate_files
 
-    yield from out.glob("start*/run_it*")
+    yield from (path for folder in ("start*", "symmetrised") for path in out.glob(f"{folder}/run_it*"))
     yield from intermediate_files(out)
 
 
@@ -328,5 +258,6 @@ JOB = JobType(
     validate=validate,
     clean=clean,
     describe=describe,
+    grows="refine_iterations",
     on_ranks=True,
 )

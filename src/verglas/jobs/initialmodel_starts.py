@@ -1,12 +1,15 @@
-"""The starts of an InitialModel run: each made or gone on with, compared with the best, and turned to its symmetry."""
+"""The starts of an InitialModel run: each made or gone on with, compared with the best, and turned to its symmetry.
+
+A start has a folder: `state.pt`, exact and of its last iteration, is what the same command goes on from; the maps are to be looked at.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from verglas.jobs.declaration import Job
-from verglas.jobs.initialmodel_files import last_state, write_state
 
 if TYPE_CHECKING:
     import torch
@@ -28,28 +31,83 @@ class Start:
 
 
 def run_start(job: Job, seen: Observations, number: int) -> Start:
-    """All iterations of one start, from the last that is written whole."""
+    """All iterations of one start."""
     from verglas.refine.initial_model import InitialModel, spherical
 
-    model, first = InitialModel(seen, settings_of(job.params, number), job.ranks), job.ranks.first
-    folder = job.out / f"start{number + 1}"
-    state = model.start()
-    written = job.ranks.told(lambda: last_state(folder, model, state))
-    if written is not None:
-        job.say(f"start {number + 1}: going on from iteration {written.iteration}")
-        state = written
-    with job.progress(f"start {number + 1}", job.params.iterations) as bar:
-        bar.advance(state.iteration)
-        while state.iteration < job.params.iterations:
-            job.check_stop()
-            state = model.step(state)
-            bar.advance()
-            if first and (state.iteration % job.params.write_every == 0 or state.iteration == job.params.iterations):
-                write_state(folder, state, model)
+    model = InitialModel(seen, settings_of(job.params, number), job.ranks)
+    state = _iterated(job, model, model.start(), job.params.iterations, f"start {number + 1}")
     rows = model.sample(_JUDGED)
     gain, sphere = model.mean_log_likelihood(state, rows), model.mean_log_likelihood(spherical(state), rows)
     job.say(f"start {number + 1}: mean log-likelihood gained {gain:.2f}, by its spherical average {sphere:.2f}")
     return Start(model, state, gain, sphere)
+
+
+def _iterated(job: Job, model: InitialModel, state: State, last: int, name: str, begun_from: str = "") -> State:
+    """The state after iteration `last`, from `state` or from the last of the same run that was saved; each is saved.
+
+    `begun_from` tells what else the run began from than its settings and particles. The maps are left every `write_every` iterations.
+    """
+    folder, key = job.out / name.replace(" ", ""), _key(job, model, begun_from)
+    saved = job.ranks.told(lambda: _load(folder / "state.pt", key, state))
+    if saved is not None:
+        job.say(f"{name}: going on after iteration {saved.iteration}")
+        state = saved
+    with job.progress(name, last) as bar:
+        bar.advance(state.iteration)
+        while state.iteration < last:
+            job.check_stop()
+            state = model.step(state)
+            bar.advance()
+            if job.ranks.first:
+                if state.iteration % job.params.write_every == 0 or state.iteration == last:
+                    _write_maps(folder, state, model.seen.pixel_size)
+                _save(folder / "state.pt", key, state)
+    return state
+
+
+def _key(job: Job, model: InitialModel, begun_from: str) -> str:
+    """What a saved state must have been made with to be gone on from."""
+    from hashlib import sha256
+
+    how = (model.settings, job.params.do_ctf_correction, job.params.ctf_intact_first_peak, begun_from)
+    return sha256("\n".join([repr(how), *model.seen.particles.column("image_name").astype(str)]).encode()).hexdigest()
+
+
+def _save(path: Path, key: str, state: State) -> None:
+    import torch
+
+    from verglas.io.atomic import whole_file
+
+    with whole_file(path) as part:
+        torch.save({"key": key, **vars(state)}, part)
+
+
+def _load(path: Path, key: str, like: State) -> State | None:
+    """The state in a file that `_save` wrote under this key, on the devices of `like`; None without one."""
+    import torch
+
+    from verglas.refine.initial_model import State
+
+    if not path.exists():
+        return None
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if content.pop("key") != key:
+        return None
+    return State(**(content | {"maps": content["maps"].to(like.maps)}))
+
+
+def _write_maps(folder: Path, state: State, pixel_size: float) -> None:
+    from verglas.io.mrc import write_map
+
+    for number, density in enumerate(state.maps.cpu().numpy(), start=1):
+        write_map(folder / f"run_it{state.iteration:03d}_class{number:03d}.mrc", density, pixel_size)
+
+
+def digest_of(maps: torch.Tensor) -> str:
+    """By which maps [K, N, N, N] are known again."""
+    from hashlib import sha256
+
+    return sha256(maps.cpu().numpy().tobytes()).hexdigest()
 
 
 def largest_class(state: State) -> torch.Tensor:
@@ -88,9 +146,7 @@ def symmetrised_start(job: Job, start: Start, last_iteration: int) -> Start:
     radius, shell = job.params.mask_diameter / 2 / seen.pixel_size, model.stage(job.params.iterations).shell
     model = InitialModel(seen, replace(model.settings, symmetry=group), job.ranks)
     state = job.ranks.told(lambda: _turned(job, start, radius, shell))
-    while state.iteration < last_iteration:
-        job.check_stop()
-        state = model.step(state)
+    state = _iterated(job, model, state, last_iteration, "symmetrised", digest_of(start.state.maps))
     return Start(model, state, start.gain, start.spherical)
 
 

@@ -26,8 +26,8 @@ _LEAST_OF_RANK = 10  # particles: then each rank has some of either half
 _MISFIT = 0.15  # of a reference to its symmetry: maps on their axes have a few hundredths
 
 
-class EngineParams(JobParams):
-    """Parameters that every classification and refinement has."""
+class ImageParams(JobParams):
+    """Parameters of every job that compares images with references: how the images are taken, and kept."""
 
     mask_diameter: float = param(
         ..., "Diameter of the soft mask on the particles", label="Mask diameter (A):", flag="--particle_diameter", unit="Å", gt=0
@@ -36,15 +36,6 @@ class EngineParams(JobParams):
     ctf_intact_first_peak: bool = param(
         False, "Leave the CTF out up to its first peak", label="Ignore CTFs until first peak?", flag="--ctf_intact_first_peak"
     )
-    offset_range: float = param(
-        5.0, "Search for the centre this far", label="Offset search range (pix):", flag="--offset_range", unit="px", ge=0
-    )
-    offset_step: float = param(
-        2.0, "Step of that search, before oversampling", label="Offset search step (pix):", flag="--offset_step", unit="px", gt=0
-    )
-    do_norm_correction: bool = param(True, "Correct for the particles' strength", flag="--norm")
-    do_scale_correction: bool = param(True, "Correct for the micrographs' intensity scale", flag="--scale")
-    pad: Literal[1, 2] = param(2, "Padding of the references in Fourier interpolation", flag="--pad")
     preload: bool = param(
         False,
         "Keep all images in memory, also where they take more than 4 GiB",
@@ -54,6 +45,20 @@ class EngineParams(JobParams):
     coarse_precision: Literal["auto", "float32", "bf16"] = param(
         "auto", "Numbers in the coarse comparison; auto takes bf16 where the processor is made for it"
     )
+
+
+class EngineParams(ImageParams):
+    """Parameters that every classification and refinement has."""
+
+    offset_range: float = param(
+        5.0, "Search for the centre this far", label="Offset search range (pix):", flag="--offset_range", unit="px", ge=0
+    )
+    offset_step: float = param(
+        2.0, "Step of that search, before oversampling", label="Offset search step (pix):", flag="--offset_step", unit="px", gt=0
+    )
+    do_norm_correction: bool = param(True, "Correct for the particles' strength", flag="--norm")
+    do_scale_correction: bool = param(True, "Correct for the micrographs' intensity scale", flag="--scale")
+    pad: Literal[1, 2] = param(2, "Padding of the references in Fourier interpolation", flag="--pad")
 
 
 @dataclass(frozen=True)
@@ -126,8 +131,11 @@ def check_ranks(job: Job, particles: int) -> None:
         raise InputError(job.inputs["particles"], problem, f"Start at most {max(1, particles // _LEAST_OF_RANK)} ranks")
 
 
-def prepare(job: Job, least: int) -> Prepared:
-    """Read the particles, leave out and name those that would poison the rest, and make the engine's view of them."""
+def prepare(job: Job, least: int, most: int = 0) -> Prepared:
+    """Read the particles, leave out and name those that would poison the rest, and make the engine's view of them.
+
+    With `most` only so many are used, drawn at random; the others are skipped.
+    """
     import numpy as np
     import torch
 
@@ -138,8 +146,11 @@ def prepare(job: Job, least: int) -> Prepared:
 
     params, device = job.params, take_device(job)
     everything = check_particles(job, least)
-    check_ranks(job, len(everything))
     items = Items("particles", total=len(everything))
+    if 0 < most < len(everything):
+        items.skipped = items.notes["not_drawn"] = len(everything) - most
+        everything = _drawn(everything, most, params.random_seed)
+    check_ranks(job, len(everything))
     bad = unusable(StackImages(everything), job.ranks, device=device)
     for row, reason in bad.items():
         items.fail(str(everything.column("image_name")[row]), reason)
@@ -149,7 +160,7 @@ def prepare(job: Job, least: int) -> Prepared:
     _say_pixel_clash(job, everything)
     if bad:
         job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
-    particles, order = in_reading_order(kept)
+    particles, order = _in_reading_order(kept)
     source: Any = StackImages(particles)
     size = source.dtype.itemsize * len(source) * source.box**2 // job.ranks.size
     free = min(job.ranks.everyones(free_bytes(torch.device("cpu"))))
@@ -171,7 +182,15 @@ def prepare(job: Job, least: int) -> Prepared:
     return Prepared(seen, particles, order, items, device)
 
 
-def in_reading_order(particles: ParticleSet) -> tuple[ParticleSet, np.ndarray]:
+def _drawn(particles: ParticleSet, most: int, seed: int) -> ParticleSet:
+    """`most` of the particles: which, hangs on the seed and the images' names, not on the order of the rows, which they keep."""
+    import numpy as np
+
+    order = np.argsort(particles.column("image_name").astype(str), kind="stable")
+    return particles.subset(np.sort(order[np.random.default_rng(seed).permutation(len(order))[:most]]))
+
+
+def _in_reading_order(particles: ParticleSet) -> tuple[ParticleSet, np.ndarray]:
     """The particles as they lie in their stacks, so that no result depends on the order of the rows, and the place of each row there."""
     import numpy as np
 
@@ -193,7 +212,7 @@ def _say_pixel_clash(job: Job, particles: ParticleSet) -> None:
         job.warn(f"{stack}: its header says {header:.4g} Å a pixel, rlnImagePixelSize {table:.4g} Å is taken: if that is wrong, mend it")
 
 
-def precision(params: EngineParams, device: torch.device) -> str:
+def precision(params: ImageParams, device: torch.device) -> str:
     """float32 or bf16 for the coarse comparison."""
     from verglas.compute.device import has_fast_bf16
 

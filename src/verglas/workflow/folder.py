@@ -18,7 +18,6 @@ from verglas.records.ticket import in_queue
 from verglas.relion.files import remove_iterations_after
 from verglas.workflow.request import WITHOUT_EFFECT, JobRequest
 
-_MAY_GROW = ("iterations",)  # a finished refinement may be asked for more of them in its own folder
 _ITERATION = re.compile(r"_it(\d{3,})")
 _OURS = ("record.json", ".verglas_lock")
 
@@ -164,7 +163,8 @@ def _refuse_other_work(request: JobRequest, record: Record, folder: Path) -> Non
     if request.relion is not None and [*record.relion["extra"]] != [*request.relion.extra]:
         raise InputError(folder, f"was begun with other --relion-args: {record.relion['extra']}", "Give another folder")
     now = request.params.model_dump(mode="json")
-    ignored = {*WITHOUT_EFFECT, *_MAY_GROW}
+    grows = request.declared.grows
+    ignored = {*WITHOUT_EFFECT, grows}
     changed = {name: value for name, value in now.items() if name not in ignored and record.params.get(name) != value}
     differ = [f"{name} {record.params.get(name)} → {value}" for name, value in changed.items()]
     if differ:
@@ -173,5 +173,5 @@ def _refuse_other_work(request: JobRequest, record: Record, folder: Path) -> Non
     given = {(spec.name, str(path)) for spec, path in request.files()}
     if before != given:
         raise InputError(folder, "was begun with other inputs", "Give another folder")
-    if all(record.params.get(name) == now.get(name) for name in _MAY_GROW):
+    if record.params.get(grows) == now.get(grows):
         raise InputError(folder, "was begun when its inputs had other content", "Give another folder")
