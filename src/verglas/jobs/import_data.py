@@ -169,4 +169,5 @@ JOB = JobType(
     checks=checks,
     validate=validate,
     describe=lambda metrics: f"{metrics['count']} imported",
+    light=True,
 )

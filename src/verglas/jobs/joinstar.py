@@ -82,4 +82,5 @@ JOB = JobType(
     checks=checks,
     validate=validate,
     describe=lambda metrics: f"{metrics['rows']} rows, {metrics['optics_groups']} optics groups",
+    light=True,
 )

@@ -245,4 +245,5 @@ JOB = JobType(
     checks=checks,
     validate=validate,
     describe=lambda metrics: f"{metrics['rows']} rows kept",
+    light=True,
 )

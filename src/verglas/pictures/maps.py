@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 
@@ -24,6 +25,7 @@ _BLOCK = 8  # rays each way that are looked after together
 _COARSE = 4  # voxels each way, of the map that tells where the surface may be
 _FINEST = 256  # voxels of a box, more than a picture has pixels
 _PIXELS, _COLOUR = 240, "#8fc1e6"  # of a picture, and of its surface
+_MARGINS = {"left": 0.065, "right": 0.99, "bottom": 0.075, "top": 0.91, "wspace": 0.24, "hspace": 0.3}  # fitting them takes half the time
 _LIGHT = np.array([-0.45, 0.60, 0.75])  # from over the viewer's left shoulder; z points to the viewer
 
 
@@ -64,8 +66,8 @@ def draw_surface(path: PathName, density: np.ndarray, level: float | None = None
 
 def draw_slices(path: PathName, density: np.ndarray, pixel_size: float, mask: np.ndarray | None = None, title: str = "") -> None:
     """PNG of the three slices through the centre (with the outline of a mask, if given) above the three projections."""
-    figure = Figure(figsize=(9, 6.3), layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure = Figure(figsize=(9, 6.3))
+    axes = figure.subplots(2, 3, gridspec_kw=_MARGINS)
     centre, extent = density.shape[0] // 2, _extent(density.shape[0], pixel_size)
     low, high = np.percentile(density, [0.5, 99.9])
     for axis, (normal, across, up) in enumerate(_AXES):
@@ -125,24 +127,29 @@ def _shaded(
     """`shaded_surface` at each of the turns."""
     volume, rays = _fine(density), 2 * pixels
     view = _View.of(volume, level, rays, max(96, volume.shape[-1] * 3 // 4), _reach(density, level))
-    for turn in turns:
-        depth, normal = _first_hit(view, _turn(*turn))
-        picture = _lit(depth, normal, colour).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
+
+    def seen(turn: tuple[float, float]) -> np.ndarray:
+        picture: np.ndarray = _lit(*_first_hit(view, _turn(*turn)), colour).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
         picture[..., :3] /= np.maximum(picture[..., 3:], 0.25)
-        yield picture
+        return picture
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(seen, turns)
 
 
 def _lit(depth: np.ndarray, normal: np.ndarray, colour: str) -> np.ndarray:
-    """RGBA [rays, rays, 4] of surface points; colours are those of points hit, and 0 beside them."""
+    """RGBA [rays, rays, 4] from `_first_hit`; colours are those of points hit, and 0 beside them."""
     hit = np.isfinite(depth)
     light = _LIGHT / np.linalg.norm(_LIGHT)
     diffuse = np.clip(normal @ light, 0, 1)
     half = light + np.array([0.0, 0.0, 1.0])
     gloss = np.clip(normal @ (half / np.linalg.norm(half)), 0, 1) ** 30
-    shade = (0.36 + 0.66 * diffuse) * _creases(depth, hit) * np.where(hit, 1.08 - 0.38 * np.nan_to_num(depth), 1)
+    shade = (0.36 + 0.66 * diffuse) * _creases(depth, hit)[hit] * (1.08 - 0.38 * depth[hit])
     base = np.array(matplotlib.colors.to_rgb(colour))
-    rgb = np.clip(base * shade[..., None] + 0.16 * gloss[..., None], 0, 1)
-    return np.dstack([rgb * hit[..., None], hit])
+    picture = np.zeros((*depth.shape, 4))
+    picture[hit, :3] = np.clip(base * shade[:, None] + 0.16 * gloss[:, None], 0, 1)
+    picture[hit, 3] = 1
+    return picture
 
 
 def _fine(density: np.ndarray) -> torch.Tensor:
@@ -206,7 +213,7 @@ class _View:
 
 
 def _first_hit(view: _View, rotation: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [rays, rays] (0 near to 1 far, NaN: none) and outward normal [rays, rays, 3] where each ray first meets the surface.
+    """Depth [rays, rays] (0 near to 1 far, NaN: none) where each ray first meets the surface, and the outward normals [hits, 3] there.
 
     Rays that have met it are done; where nothing is near, none is followed.
     """
@@ -223,8 +230,9 @@ def _first_hit(view: _View, rotation: torch.Tensor) -> tuple[np.ndarray, np.ndar
         part = ((value - view.level) / (value - before[own]).clamp(min=1e-12)).nan_to_num(0.0, 0.0, 0.0)
         depth[own[crossed]] = (z - part * (along[1] - along[0]))[crossed]
         before[own] = value
-    normal = _normals(view.volume, torch.stack([x, y, depth.nan_to_num(0.0)], dim=-1), rotation)
-    return (1 - depth.view(rays, rays).numpy() / reach) / 2, normal.reshape(rays, rays, 3)
+    hit = ~depth.isnan()
+    normal = _normals(view.volume, torch.stack([x[hit], y[hit], depth[hit]], dim=-1), rotation)
+    return (1 - depth.view(rays, rays).numpy() / reach) / 2, normal
 
 
 def _sample(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
@@ -245,7 +253,7 @@ def _normals(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor)
 
 def _creases(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
     """Factor 0.45 to 1.1 that darkens what lies deeper than its surroundings, at three sizes."""
-    filled = np.where(hit, np.nan_to_num(depth), 1.0)
+    filled = np.where(hit, depth, np.float32(1))
     factor = np.ones_like(filled)
     for sigma in (5.0, 12.0, 28.0):
         factor -= 2.0 * np.clip(filled - _smooth(filled, sigma), -0.02, 0.08)

@@ -17,6 +17,14 @@ from verglas.workflow.process import Send, in_new_thread
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ABORTED, EXIT_LOST = 0, 1, 2, 3, 5
 
 
+def preload() -> None:
+    """Import the numerical libraries, so that no child that is forked later has to; no thread and no GPU is started by it."""
+    import numpy  # noqa: F401
+    import pandas  # noqa: F401
+    import scipy.fft  # noqa: F401
+    import torch  # noqa: F401
+
+
 def carry_out(declared: JobType, params: Any, inputs: dict[str, Any], out: Path, send: Send, world: World | None = None) -> int:
     """Run the job; returns the exit code. What it says of itself goes to the parent as events; the parent judges by files."""
     job = RunningJob(params, inputs, out, send, world)

@@ -35,7 +35,7 @@ from verglas.records.record import FAIL, PASS, UNCHECKED, Record
 from verglas.records.ticket import Ticket, claim_ticket, read_ticket
 from verglas.records.verdict import Evidence, check_results, judge
 from verglas.workflow import inputs as origins
-from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out
+from verglas.workflow.engine import EXIT_ABORTED, EXIT_BAD_INPUT, carry_out, preload
 from verglas.workflow.enter import enter_job, job_options, leave_job
 from verglas.workflow.evidence import changes_of, look_at_outputs
 from verglas.workflow.folder import Place, find_place, go_back, iterations_in, past_runs, sort_out
@@ -156,6 +156,8 @@ class _Running:
         """Stage, run, judge. An error of the runner itself, such as a full disk, is a FAIL too."""
         try:
             self.stage(input_problems)
+            if self.request.relion is None and not self.declared.light:
+                preload()  # once for the job and its judge
             self.record.phases = {"staging": time.monotonic() - self.began}
             run = supervise(self._work, self.folder, self.record, self.screen, self.request.time_limit, self.line)
             return self.judge(run, input_problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +63,6 @@ def run_recipe(
     project = Project.here()
     if project is None:
         raise InputError(Path.cwd(), "is not a project", "Make one here: verglas new .")
-    if not plan and cluster is None:
-        preload()
     results: dict[str, StepResult] = {}
     for step in recipe.steps:
         result = _Step(recipe, step, results, project, screen, cluster, threads, engine).carry_out(plan)
@@ -73,16 +70,6 @@ def run_recipe(
         yield result
         if result.what == "failed":
             return
-
-
-def preload() -> None:
-    """Import the numerical libraries once, so that no step's process has to; no thread and no GPU is started by it."""
-    import numpy  # noqa: F401
-    import pandas  # noqa: F401
-    import scipy.fft  # noqa: F401
-    import torch  # noqa: F401
-
-    assert "torch" in sys.modules
 
 
 @dataclass
