@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from verglas.cli.job import run_command
 from verglas.cli.tidy import clean_command, stop_command
 from verglas.errors import InputError
+from verglas.jobs import joinstar
 from verglas.project.jobfiles import read_job_star
 from verglas.project.pipeline import Status
 from verglas.project.project import Project
@@ -129,3 +131,13 @@ def test_patterns_stand_for_files_and_names_for_themselves(work: Path) -> None:
     (work / "p[ab].star").touch()
     assert files("p[ab].star") == [Path("p[ab].star")]
     assert files("c*.star") == [Path("c*.star")], "no match stays as it is, and is refused as missing"
+
+
+def test_the_numerical_libraries_are_loaded_once_for_a_job_and_its_judge_but_for_light_ones(
+    job: Job, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("verglas.workflow.runner.preload", lambda: loaded.append("here"))
+    assert job() == 0 and joinstar.JOB.light and loaded == []
+    monkeypatch.setattr(joinstar, "JOB", replace(joinstar.JOB, light=False))
+    assert run_command("JoinStar", ["--files", "a.star", "b.star", "--out", "K"]) == 0 and loaded == ["here"]
