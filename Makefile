@@ -1,7 +1,7 @@
 # make demo    movies to map on simulated data: sets everything up, runs the tiny benchmark, writes demo/report.html
 # make test    sets everything up and runs all tests
 # make lint    ruff and mypy
-# make bench   the measurements of benchmarks/ that fit a small machine
+# make bench   how long imports take; benchmarks/NOTES.md has the commands of the other measurements
 # make docs    one page a job type, from the declarations
 
 PYTHON ?= python3

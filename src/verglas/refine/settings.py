@@ -11,7 +11,7 @@ class Settings:
 
     iterations: of a classification; the most that automatic refinement may take. limit_resolution: nothing finer is compared or
     summed. local_sigma: prior about the given poses in a classification, None for global searches. align: False keeps poses and
-    shifts. absolute_greyscale: False compares by cross-correlation in the first iteration. correct_ctf and ctf_intact_first_peak say
+    shifts. absolute_greyscale: False compares maps by cross-correlation in the first iteration. correct_ctf and ctf_intact_first_peak say
     what the observations were made with. fix_noise keeps the noise of the start.
     """
 
