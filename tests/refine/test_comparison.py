@@ -74,7 +74,9 @@ def compare(found: list[tuple[Sums, Found]]) -> None:
 
 
 @on_all
-@pytest.mark.parametrize(("box", "group", "padding"), [(32, "D2", 2), (33, "C1", 1), (32, "C3", 2)])
+@pytest.mark.parametrize(
+    ("box", "group", "padding"), [(32, "D2", 2), (33, "C1", 1), (32, "C3", 2), (33, "D3", 1), (32, "T", 2), (32, "O", 2), (33, "I2", 1)]
+)
 def test_global_search(device: str, box: int, group: str, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     coarse, fine = (pixel_list(box, shell, multiple=64, device=device) for shell in (6, 10))
@@ -90,11 +92,11 @@ def test_first_iteration_by_correlation(device: str, monkeypatch: pytest.MonkeyP
 
 
 @on_all
-@pytest.mark.parametrize("only", [False, True])
-def test_local_search_in_two_classes(device: str, only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("only", "group"), [(False, "D2"), (True, "D2"), (False, "D3"), (False, "O")])
+def test_local_search_in_two_classes(device: str, only: bool, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fine, full = (pixel_list(32, shell, multiple=64, device=device) for shell in (12, 15))
-    grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
-    search = Search(grid, shifts_within(1.5, 1.0, None, device), fine, fine, full, symmetry="D2", local_sigma=5.0)
+    grid = SpaceGrid(3, group, torch.Generator().manual_seed(2))
+    search = Search(grid, shifts_within(1.5, 1.0, None, device), fine, fine, full, symmetry=group, local_sigma=5.0)
     compare(both(search, 32, device, monkeypatch, classes=2, only=only))
 
 

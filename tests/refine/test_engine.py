@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from refine.particles_for_tests import simulated
 from refine.sets import DIAMETER, errors, particles, seen, two_states, unknown
 from verglas.particles import ParticleSet
 from verglas.refine.assignments import from_particles, split_halves
@@ -13,10 +14,12 @@ from verglas.refine.settings import Settings
 from verglas.refine.start import first_state, random_averages
 from verglas.refine.state import State, load_state, save_state
 from verglas.scores.classes import class_purity, orientation_spread
+from verglas.scores.poses import pose_errors
 from verglas.volume.filters import lowpass
 from verglas.volume.fsc import fsc
-from verglas.volume.rotations import euler_to_matrix
-from verglas.volume.symmetry import symmetry_operators
+from verglas.volume.rotations import euler_to_matrix, matrix_to_euler
+from verglas.volume.symmetry import symmetrise_map, symmetry_operators
+from volume.maps_for_tests import chain
 
 BOX, PIXEL = 32, 6.0
 
@@ -109,18 +112,20 @@ def test_3d_classes_tell_two_states_apart(align: bool) -> None:
         assert torch.equal(state.assignments.origins, before.origins)
 
 
-def test_symmetry_that_is_no_permutation_of_axes() -> None:
-    """C3 copies of a particle refined under C3 from its own map: the coset operators are where the group is."""
-    from refine.particles_for_tests import simulated
-    from verglas.volume.symmetry import symmetrise_map
-
-    _, _, truth = particles(200, BOX, PIXEL, 0.2)
-    shifted = torch.roll(truth, (2, 3), (1, 2))
-    volume = symmetrise_map(shifted, "C3")
-    table, source, *_ = simulated(volume, PIXEL, 150, snr=1.0)
-    state = refined(source.read(np.arange(150)), table, volume, symmetry="C3", iterations=4)
-    assert state.joined is not None
-    assert (fsc(state.joined.references[0], volume)[1:9] > 0.85).all()
+@pytest.mark.parametrize("group", ["C3", "T", "O"])
+def test_symmetry_that_is_no_permutation_of_axes(group: str) -> None:
+    """From the map itself, and a search everywhere, to fits of each pose about the nearest copy of the last: few copies and many."""
+    truth = symmetrise_map(torch.roll(chain(BOX, PIXEL, seed=2, atoms=300, radius=30.0), (3, 2, 4), (0, 1, 2)), group)
+    table, source, rotations, _ = simulated(truth, PIXEL, 60, snr=5.0, shift=3.0)
+    view = seen(source.read(np.arange(60)), table)
+    settings = Settings(dims=3, mask_diameter=DIAMETER, symmetry=group, ini_high=20.0, local_order=3, iterations=7)
+    states = list(refine(view, first_state(view, unknown(table, halves=True), truth[None], settings), settings))
+    assert "found" in [state.sampling.fit for state in states[:-1]]
+    true = matrix_to_euler(rotations.double())
+    score = pose_errors(states[-1].assignments.angles(), true, group, common_rotation=False).summary()
+    assert score["pose_median"] < 3.0 and score["within_10_degrees"] > 0.85
+    assert states[-1].joined is not None
+    assert (fsc(states[-1].joined.references[0], truth)[1:10] > 0.9).all()
 
 
 def test_half_sets_are_kept_or_split_by_name() -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ranks_for_tests import on_ranks
-from refine.sets import DIAMETER, particles, seen, unknown
+from refine.sets import DIAMETER, particles, seen, two_states, unknown
 from verglas.compute.ranks import ALONE, Ranks
 from verglas.refine import initial_model
+from verglas.refine.assignments import from_particles, split_halves
 from verglas.refine.autorefine import refine
 from verglas.refine.classify import classify
 from verglas.refine.iteration import shared
@@ -26,6 +27,7 @@ REFINE = Settings(
     dims=3, mask_diameter=DIAMETER, symmetry="D2", ini_high=50.0, healpix_order=1, local_order=2, iterations=3, offset_range_px=3.0
 )
 CLASSIFY = Settings(dims=2, mask_diameter=DIAMETER, classes=3, iterations=3, tau2_fudge=2.0, psi_step=24.0, offset_range_px=3.0)
+FIT = replace(REFINE, healpix_order=1, local_order=1, ini_high=30.0)  # near the last poses from the start, and soon by fits
 SORT = Settings(dims=3, mask_diameter=DIAMETER, classes=2, symmetry="D2", healpix_order=1, iterations=2, tau2_fudge=4.0, ini_high=40.0)
 FIRST = initial_model.Settings(mask_diameter=DIAMETER, symmetry="D2", classes=1, iterations=3, ini_batch=40, fin_batch=60, angle=15.0)
 
@@ -48,6 +50,16 @@ def refined(ranks: Ranks) -> dict[str, Any]:
     return summary(list(refine(view, shared(ranks, start), REFINE, ranks=ranks))[-1])
 
 
+def fitted(ranks: Ranks) -> dict[str, Any]:
+    """Near given poses, then by fits from the best of them, then from the last poses."""
+    images, table, truth = particles(COUNT, BOX, PIXEL, 0.3)
+    view = seen(images, table)
+    start = first_state(view, from_particles(table, len(view.micrographs), split_halves(table, 1)[0]), truth[None], FIT)
+    states = list(refine(view, shared(ranks, start), FIT, ranks=ranks))
+    assert start.sampling.local_sigma and [state.sampling.fit for state in states[1:3]] == ["found", "last"]
+    return summary(states[-1])
+
+
 def classified(ranks: Ranks) -> dict[str, Any]:
     images, table, _ = particles(COUNT, BOX, PIXEL, 0.3)
     view, own = seen(images, table), unknown(table)
@@ -61,6 +73,13 @@ def sorted_in_3d(ranks: Ranks) -> dict[str, Any]:
     view = seen(images, table)
     start = first_state(view, unknown(table), truth.expand(2, -1, -1, -1), SORT)
     return summary(list(classify(view, shared(ranks, start), SORT, ranks=ranks))[-1])
+
+
+def sorted_as_posed(ranks: Ranks) -> dict[str, Any]:
+    images, table, truth = two_states(COUNT, BOX, PIXEL, 0.3)
+    view, settings = seen(images, table), replace(SORT, align=False)
+    start = first_state(view, from_particles(table, len(view.micrographs)), truth, settings)
+    return summary(list(classify(view, shared(ranks, start), settings, ranks=ranks))[-1])
 
 
 def begun(ranks: Ranks, classes: int = 1) -> dict[str, Any]:
@@ -81,8 +100,10 @@ def begun_in_classes(ranks: Ranks) -> dict[str, Any]:
 Work = Callable[[Ranks], dict[str, Any]]
 WORKS: dict[str, Work] = {
     "refined": refined,
+    "fitted": fitted,
     "classified": classified,
     "sorted in 3D": sorted_in_3d,
+    "sorted as posed": sorted_as_posed,
     "begun": begun,
     "begun in classes": begun_in_classes,
 }
@@ -93,11 +114,11 @@ def alone(work: str) -> dict[str, Any]:
     return WORKS[work](ALONE)
 
 
-def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
     """Equal to summation order: nothing of a particle has changed but rounding, and maps differ by far less than their noise."""
     assert (one["classes"] == other["classes"]).all()
     for name in one.keys() - {"classes"}:
-        assert np.abs(one[name] - other[name]).max() <= 2e-3 * np.abs(one[name]).std(), name
+        assert np.abs(one[name] - other[name]).max() <= tolerance * np.abs(one[name]).std(), name
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -105,13 +126,14 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_many_ranks_find_what_one_finds(work: str, size: int, tmp_path: Path) -> None:
     found = on_ranks(size, tmp_path, WORKS[work])
     assert not [error for error in found.values() if isinstance(error, Exception)]
-    assert_close(alone(work), found[0])
+    # a fit ends where a step promises too little, a tenth of the posterior's deviation: rounding decides which step is the last
+    assert_close(alone(work), found[0], 5e-2 if work == "fitted" else 2e-3)
     for rank in range(1, size):  # the others know the particles and the maps as rank 0 does
         for name in found[rank]:
             assert np.array_equal(found[0][name], found[rank][name]), name
 
 
-@pytest.mark.parametrize("work", ["refined", "classified"])
+@pytest.mark.parametrize("work", ["refined", "fitted", "classified"])
 def test_the_same_ranks_find_the_same_bits(work: str, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
