@@ -1,5 +1,7 @@
 """Whole classifications and refinements of small simulated sets, against the truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -118,7 +120,7 @@ def test_symmetry_that_is_no_permutation_of_axes(group: str) -> None:
     truth = symmetrise_map(torch.roll(chain(BOX, PIXEL, seed=2, atoms=300, radius=30.0), (3, 2, 4), (0, 1, 2)), group)
     table, source, rotations, _ = simulated(truth, PIXEL, 60, snr=5.0, shift=3.0)
     view = seen(source.read(np.arange(60)), table)
-    settings = Settings(dims=3, mask_diameter=DIAMETER, symmetry=group, ini_high=20.0, local_order=3, iterations=7)
+    settings = Settings(dims=3, mask_diameter=DIAMETER, symmetry=group, ini_high=20.0, local_order=3, iterations=12)
     states = list(refine(view, first_state(view, unknown(table, halves=True), truth[None], settings), settings))
     assert "found" in [state.sampling.fit for state in states[:-1]]
     true = matrix_to_euler(rotations.double())
@@ -154,3 +156,18 @@ def test_a_card_finds_what_the_cpu_finds(finished: State) -> None:
     state = list(refine(view, first_state(view, own, truth[None], settings), settings))[-1]
     assert (state.fsc.cpu() - finished.fsc).abs().max() < 0.05
     assert (state.assignments.matrices.cpu() - finished.assignments.matrices).abs().amax((1, 2)).median() < 0.02
+
+
+def test_a_refinement_that_its_number_of_iterations_ended_goes_on_searching() -> None:
+    """Its last iteration but one may be gone on from with more of them, and ends as one that was given them at once; or with fewer."""
+    images, table, truth = particles(60, BOX, PIXEL, 0.5)
+    view = seen(images, table)
+    settings = Settings(dims=3, mask_diameter=DIAMETER, symmetry="D2", ini_high=30.0, iterations=2)
+    start = first_state(view, unknown(table, halves=True), lowpass(truth, PIXEL, 30.0)[None], settings)
+    short = list(refine(view, start, settings))
+    assert [state.joined is not None for state in short] == [False, False, True] and not short[-1].progress.fine_enough
+    longer = replace(settings, iterations=4)
+    at_once, gone_on = list(refine(view, start, longer)), list(refine(view, short[1], longer))
+    assert len(at_once) == 5 and len(gone_on) == 3
+    assert torch.equal(at_once[-1].assignments.matrices, gone_on[-1].assignments.matrices)
+    assert [len(list(refine(view, at_once[number], settings))) for number in (1, 2)] == [1, 1]

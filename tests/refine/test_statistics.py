@@ -52,8 +52,12 @@ def test_an_image_that_two_classes_explain_alike_is_shared_as_the_classes_are(ho
     assert (voxels.sum(0) - one.slices.data[0]).abs().max() < 2e-3 * voxels.abs().max()
 
 
-def test_noise_is_that_of_each_optics_group_and_half() -> None:
-    """White in one group and coloured in the other, stronger in one half: from a flat spectrum for all to those of the noise alone."""
+@pytest.mark.parametrize("correct_norm", [False, True])
+def test_noise_is_that_of_each_optics_group_and_half(correct_norm: bool) -> None:
+    """White in one group and coloured in the other, stronger in one half: from a flat spectrum for all to those of the noise alone.
+
+    They settle there: what a spectrum says of all its images' loudness, the images' own corrections don't say again.
+    """
     n = 160
     images, table, truth = particles(n, BOX, PIXEL, 0.2, groups=2)
     clean = images - noise_images(n, BOX, PIXEL, False, torch.Generator().manual_seed(1))
@@ -73,7 +77,7 @@ def test_noise_is_that_of_each_optics_group_and_half() -> None:
         local_order=3,
         iterations=2,
         absolute_greyscale=True,
-        correct_norm=False,
+        correct_norm=correct_norm,
         correct_scale=False,
     )
     state = first_state(view, own, truth[None], settings)

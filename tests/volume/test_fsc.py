@@ -111,3 +111,9 @@ def test_curves_are_corrected_two_shells_after_the_randomisation():
     assert (
         [bool(fs.corrected_at(shell, 6)) for shell in range(12)] == [value < 0.85 for value in found.tolist()] == [False] * 8 + [True] * 4
     )
+
+
+def test_what_a_mask_spreads_into_empty_shells_is_no_agreement():
+    masked, random, plain = torch.full((12,), 0.9), torch.full((12,), 0.1), torch.full((12,), 0.9)
+    plain[8:] = 0.0
+    assert (fs.corrected_fsc(plain, masked, random, 3) > 0.5).tolist() == [True] * 8 + [False] * 4

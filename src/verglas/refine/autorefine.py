@@ -102,7 +102,7 @@ def _maximise(
         take_in(state, own, found, settings, before)
         new_statistics(model, part, seen, settings)
     sums = [part for part, _ in parts]
-    settle_strengths(state.assignments, sums, settings)
+    settle_strengths(state.assignments, sums, seen, settings)
     _reconstruct_halves(state, sums, seen, settings, mask, score_shell)
     if last:
         _join(state, sums, settings, mask, settings.mask_diameter / seen.pixel_size)

@@ -67,7 +67,7 @@ def one_iteration(seen: Observations, state: State, settings: Settings, mask: to
         with ranks.waited_for():
             [(sums, found)], told = parts, strengths_known(settings, search)
             take_in(state, rows, found, told, before)
-            settle_strengths(state.assignments, [sums], told)
+            settle_strengths(state.assignments, [sums], seen, told)
             _maximise(state, model, sums, seen, told, mask, fresh=correlation)
             progress = state.progress
             progress.rotation_change, progress.offset_change, progress.class_change = changes(before, state.assignments, search.symmetry)

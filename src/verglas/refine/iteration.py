@@ -124,12 +124,18 @@ def take_in(state: State, rows: torch.Tensor, found: Found, settings: Settings, 
         own.norm[rows] = before.norm[rows] * found.residual.clamp(min=1e-6).sqrt()
 
 
-def settle_strengths(assignments: Assignments, sums: list[Sums], settings: Settings) -> None:
-    """Bring norm corrections to mean 1, and estimate the micrographs' scales, in place."""
+def settle_strengths(assignments: Assignments, sums: list[Sums], seen: Observations, settings: Settings) -> None:
+    """Bring norm corrections to mean 1 wherever one noise spectrum holds, and estimate the micrographs' scales, in place.
+
+    How loud an optics group is in a half is its spectrum's to say: told by both, the two would overshoot in turns for ever.
+    """
     if settings.correct_norm:
-        norm = assignments.norm / assignments.norm.median()
-        norm = norm.clamp(min=1 / _NORM_RANGE, max=_NORM_RANGE)
-        assignments.norm.copy_(norm / norm.mean())
+        place = assignments.half * seen.noise_groups + seen.noise_group
+        for number in torch.unique(place):
+            own = place == number
+            norm = assignments.norm[own] / assignments.norm[own].median()
+            norm = norm.clamp(min=1 / _NORM_RANGE, max=_NORM_RANGE)
+            assignments.norm[own] = norm / norm.mean()
     if settings.correct_scale:
         total = sums[0]
         for other in sums[1:]:
