@@ -21,7 +21,7 @@ from verglas.jobs import class2d, class3d, refine3d, refinement
 from verglas.jobs.declaration import JobType
 from verglas.particles import ParticleSet, read_particles, write_particles
 from verglas.particles.tables import OpticsGroups
-from verglas.refine import comparison
+from verglas.refine import comparison_native
 from verglas.scores.classes import class_purity
 from verglas.simulate.particles import noise_free_images
 from verglas.simulate.potential import Projector
@@ -125,7 +125,7 @@ def test_refine3d(project: Path) -> None:
     refine3d.JOB.validate(job)
     assert refine3d.JOB.run(job).done == COUNT
     assert job.record["coarse_precision"] in ("bf16", "float32") and job.record["symmetry_misfit"] < 0.05
-    assert job.record["slices"] == ("compiled C++" if comparison.can_serve() else "torch (no C++ compiler)")
+    assert job.record["slices"] == ("compiled C++" if not comparison_native.why_not() else "torch (no C++ compiler)")
     metrics = judged(refine3d.JOB, REFINE3D, Path("job"))
     assert metrics["resolution"] < 16.0  # type: ignore[operator]
     assert all(Path("job", spec.path).exists() for spec in refine3d.JOB.outputs(job.params))

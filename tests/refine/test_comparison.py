@@ -8,7 +8,7 @@ import torch
 
 from refine.sets import particles, seen, two_states, without_poses
 from verglas.compute import native
-from verglas.refine import accumulate, comparison, expectation
+from verglas.refine import accumulate, comparison_native, expectation
 from verglas.refine.assignments import Assignments, from_particles
 from verglas.refine.expectation import expect
 from verglas.refine.grids import GivenPoses, PlaneGrid, SpaceGrid, no_shift, shifts_within
@@ -22,7 +22,7 @@ from verglas.volume.filters import lowpass
 from verglas.volume.slices import pixel_list
 
 DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(native.native_library(comparison.SOURCE) is None, reason="no C++ compiler")),
+    pytest.param("cpu", marks=pytest.mark.skipif(native.native_library(comparison_native.SOURCE) is None, reason="no C++ compiler")),
     pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 on_all = pytest.mark.parametrize("device", DEVICES)
@@ -55,8 +55,9 @@ def both(
     with monkeypatch.context() as plain:
         plain.setattr(expectation, "fast_products", lambda _: nullcontext())  # what tf32 rounds is not what is compared here
         compiled = expect(*given, only_class=bound)
-        for module in (slices, accumulate, expectation):
-            plain.setattr(module, "kernels_for", lambda _: None)
+        plain.setattr(slices, "slice_kernels", lambda _: None)
+        for module in (accumulate, expectation):
+            plain.setattr(module, "comparison_kernels", lambda _: None)
         return [compiled, expect(*given, only_class=bound)]
 
 
@@ -120,7 +121,7 @@ def test_in_the_smallest_parts(device: str, local_sigma: float | None, monkeypat
     monkeypatch.setattr(expectation, "_CHUNK", {device: 1})
     monkeypatch.setattr(expectation, "_TABLE_SHARE", 0.0)
     compare([expect(*given), whole])
-    monkeypatch.setattr(expectation, "kernels_for", lambda _: None)
+    monkeypatch.setattr(expectation, "comparison_kernels", lambda _: None)
     compare([expect(*given), whole])
 
 
@@ -131,7 +132,7 @@ def test_given_poses(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(both(Search(GivenPoses(own.matrices), no_shift(device), pixels, pixels, pixels, symmetry="D2"), 32, device, monkeypatch))
 
 
-@pytest.mark.skipif(native.native_library(comparison.SOURCE) is None, reason="no C++ compiler")
+@pytest.mark.skipif(native.native_library(comparison_native.SOURCE) is None, reason="no C++ compiler")
 def test_the_same_bits_with_any_number_of_threads() -> None:
     pixels = pixel_list(32, 12, multiple=64)
     grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))

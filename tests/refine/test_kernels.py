@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from verglas.compute.kernels import on_card
-from verglas.refine import comparison
+from verglas.refine import comparison_native
 from verglas.refine.groups import Groups, groups_of
 from verglas.refine.observations import shift_factors
 from verglas.refine.ragged import Lists, lists_of
@@ -20,7 +20,7 @@ from verglas.volume.rotations import euler_to_matrix, random_rotations
 from verglas.volume.slices import Pixels, Projector, pixel_list
 from volume import triton_for_tests
 
-MARKS = {"C++": [pytest.mark.skipif(not comparison.can_serve(), reason="no C++ compiler")], "Triton": triton_for_tests.on_card}
+MARKS = {"C++": [pytest.mark.skipif(bool(comparison_native.why_not()), reason="no C++ compiler")], "Triton": triton_for_tests.on_card}
 CODE = [pytest.param(name, marks=marks) for name, marks in MARKS.items()]
 SCORES = [("C++", False), ("Triton", False), ("Triton", True)]  # Triton also scores slices of a table
 IMAGES, POSES, SHIFTS, CLASSES = 6, 70, 19, 2  # an image has none of some; slices and shifts fill more than a block, and less
@@ -44,14 +44,14 @@ class Case(NamedTuple):
 @pytest.fixture(params=CODE)
 def code(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which code is tested; what is expected is made by the plain one."""
-    monkeypatch.setattr(slices, "kernels_for", lambda _: None)
+    monkeypatch.setattr(slices, "slice_kernels", lambda _: None)
     return str(request.param)
 
 
 def kernels_of(code: str) -> tuple[ModuleType, str]:
     """The module and the device of its operands."""
     if code == "C++":
-        return comparison, "cpu"
+        return comparison_native, "cpu"
     module = on_card("verglas.refine.comparison_triton")
     assert module is not None, "Triton is not installed"
     return module, triton_for_tests.DEVICE

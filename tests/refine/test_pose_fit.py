@@ -14,7 +14,7 @@ from verglas.compute import native
 from verglas.refine import accumulate, curvature, curvature_native, expectation
 from verglas.refine.assignments import from_particles, split_halves
 from verglas.refine.autorefine import refine
-from verglas.refine.curvature import kernels_for, local_shape, plain_sums
+from verglas.refine.curvature import curvature_kernels, local_shape, plain_sums
 from verglas.refine.expectation import expect
 from verglas.refine.grids import SpaceGrid, shifts_within
 from verglas.refine.maximisation import spectrum
@@ -98,7 +98,7 @@ def test_compiled_sums_are_the_plain_ones(device: str, box: int, shell: int, pad
     poses = random_rotations(37, generator).float().to(device)
     ctf = torch.rand(37, len(pixels), generator=generator).to(device) * pixels.valid
     moved = torch.randn(37, len(pixels), dtype=torch.complex64, generator=generator).to(device) * pixels.valid
-    kernels = kernels_for(projector.table)
+    kernels = curvature_kernels(projector.table)
     assert kernels is not None
     plain = plain_sums(projector, pixels, moved, ctf, poses)
     compiled = kernels.local_sums(projector, pixels, moved, ctf, poses)
@@ -205,8 +205,8 @@ def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, monkeyp
     with monkeypatch.context() as plain:
         plain.setattr(expectation, "fast_products", lambda _: nullcontext())
         compiled = expect(view, rows, own, model, search)
-        for module in (slices, accumulate, curvature):
-            plain.setattr(module, "kernels_for", lambda _: None)
+        for module, name in ((slices, "slice_kernels"), (accumulate, "comparison_kernels"), (curvature, "curvature_kernels")):
+            plain.setattr(module, name, lambda _: None)
         torch_alone = expect(view, rows, own, model, search)
     tolerance = 3e-3 if device == "cpu" else 5e-2  # of slices in halves fits end elsewhere, by a small part of the deviation
     for mine, theirs in zip(compiled[0].tensors(), torch_alone[0].tensors()):

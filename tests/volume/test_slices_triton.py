@@ -27,7 +27,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The kernels; `slices` itself is left with its plain code."""
     module = on_card("verglas.volume.slices_triton")
     assert module is not None, "Triton is not installed"
-    monkeypatch.setattr(slices, "kernels_for", lambda _: None)
+    monkeypatch.setattr(slices, "slice_kernels", lambda _: None)
     return module
 
 

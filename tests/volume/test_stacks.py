@@ -27,7 +27,7 @@ MAPS, SLICES, SHELL = 4, 60, 8  # of the maps one gets no slice
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     where, code = request.param
     if code == "torch":
-        monkeypatch.setattr(slices, "kernels_for", lambda _: None)
+        monkeypatch.setattr(slices, "slice_kernels", lambda _: None)
     return str(where)
 
 

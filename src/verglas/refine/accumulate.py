@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from verglas.refine.groups import Groups, groups_of
-from verglas.refine.kernels import kernels_for
+from verglas.refine.kernels import comparison_kernels
 from verglas.refine.model import Sums
 from verglas.refine.observations import Batch, shift_factors
 from verglas.refine.ragged import parts_within
@@ -39,7 +39,7 @@ def accumulate(all_of: Pass, sums: Sums, batch: Batch, entries: Entries) -> torc
     counts = torch.bincount(entries.image, minlength=len(batch))
     starts = torch.cumsum(counts, 0) - counts
     cross, energy = torch.zeros_like(batch.ctf), torch.zeros_like(batch.ctf)
-    kernels = kernels_for(all_of.candidates.projector)
+    kernels = comparison_kernels(all_of.candidates.projector)
     for first, last in parts_within(counts * 2 * len(search.full), _REALS_AT_ONCE[factors.device.type]):
         part = Entries(*(values[int(starts[first]) : int(starts[last - 1] + counts[last - 1])] for values in entries))
         if kernels is None:
@@ -128,7 +128,7 @@ def add_groups(
     """
     classes = torch.zeros(len(matrices), dtype=torch.long, device=matrices.device)
     masked, unmasked, ctf = (values[own] for values in (batch.masked, batch.unmasked, batch.ctf))
-    kernels, full = kernels_for(all_of.candidates.projector), all_of.search.full
+    kernels, full = comparison_kernels(all_of.candidates.projector), all_of.search.full
     if kernels is not None:
         found = kernels.sum_over_slices(all_of.candidates.projector, full, masked, ctf, factors, groups, matrices, classes)
         every = torch.arange(len(matrices) + 1, device=matrices.device)

@@ -33,12 +33,12 @@ class Local(NamedTuple):
 
 def local_shape(projector: Projector, pixels: Pixels, moved: torch.Tensor, ctf: torch.Tensor, matrices: torch.Tensor) -> Local:
     """The log-likelihood about the poses `matrices` float32 [n, 3, 3] of images `moved` complex64 [n, k] (Y above), ctf [n, k] (C̃)."""
-    kernels = kernels_for(projector.table)
+    kernels = curvature_kernels(projector.table)
     local_sums = plain_sums if kernels is None else kernels.local_sums
     return _assembled(local_sums(projector, pixels, moved, ctf, matrices), pixels.box)
 
 
-def kernels_for(table: torch.Tensor) -> ModuleType | None:
+def curvature_kernels(table: torch.Tensor) -> ModuleType | None:
     """The module of compiled code that takes the place of `plain_sums`, or None."""
     return compiled_for(table, curvature_native, "verglas.refine.curvature_triton")
 

@@ -20,7 +20,7 @@ from verglas.refine.candidates import Candidates
 from verglas.refine.coarse_slices import CoarseSlices
 from verglas.refine.continuous import fit_and_add, last_poses
 from verglas.refine.grids import SpaceGrid
-from verglas.refine.kernels import kernels_for
+from verglas.refine.kernels import comparison_kernels
 from verglas.refine.model import Model, Sums
 from verglas.refine.observations import Batch, Observations, shift_factors
 from verglas.refine.posterior import Normaliser, PoseTerms, weigh, weigh_poses, winner, within_class
@@ -226,7 +226,7 @@ def _own_scores(
     The slices of all `fan` children of a candidate stand together in `rows`.
     """
     candidates, search = all_of.candidates, all_of.search
-    k, kernels = len(pixels), kernels_for(candidates.projector)
+    k, kernels = len(pixels), comparison_kernels(candidates.projector)
     # on a card many images share the slices of a search everywhere: a table of them is then cheaper than sampling for each image
     if kernels is not None and not (search.everywhere and factors.is_cuda):
         matrices, classes = candidates.families(rows.values[::fan] // fan, fan)

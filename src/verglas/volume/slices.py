@@ -89,7 +89,7 @@ def half_range(max_shell: int, padding: int) -> int:
     return max_shell * padding + (padding + 1) // 2
 
 
-def kernels_for(grid: torch.Tensor) -> ModuleType | None:
+def slice_kernels(grid: torch.Tensor) -> ModuleType | None:
     """The module of compiled code that serves a map's transform or sums, or None: then the plain code does."""
     return compiled_for(grid, slices_native, "verglas.volume.slices_triton")
 
@@ -117,7 +117,7 @@ class Projector:
 
         `which` int64 [n]: the map of each slice; of the first map all where it is not given.
         """
-        if (kernels := kernels_for(self.table)) is not None:
+        if (kernels := slice_kernels(self.table)) is not None:
             return kernels.project(self.table, self.half_range, self.padding, matrices, pixels, which)  # type: ignore[no-any-return]
         if which is None:
             return self._project(0, matrices, pixels)
@@ -194,7 +194,7 @@ class FourierSums:
         self.shape = (*[self._side] * (dims - 1), self._half_range + 1)
         self._like = torch.empty(0, device=device, dtype=dtype)
         self._data: torch.Tensor | None = None
-        self._counted = self._counters() if self._like.is_cuda and kernels_for(self._like) is not None else None
+        self._counted = self._counters() if self._like.is_cuda and slice_kernels(self._like) is not None else None
 
     @property
     def data(self) -> torch.Tensor:
@@ -263,7 +263,7 @@ class FourierSums:
 
         `which` int64 [n]: the map of each slice, in any order; all into the first where it is not given.
         """
-        if (kernels := kernels_for(self._like)) is not None:
+        if (kernels := slice_kernels(self._like)) is not None:
             if self._like.is_cuda:
                 self._counted = self._counted or self._counters()
             kernels.spread(self._counted or self.data, self.shape, self.padding, matrices, pixels, numerators, weights, which)

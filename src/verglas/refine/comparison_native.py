@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from verglas.compute.native import address, built_library, in_threads, native_library, threads_for, why_not_native
+from verglas.compute.native import address, built_library, in_threads, threads_for, why_not_native
 from verglas.refine.groups import Groups
 from verglas.refine.ragged import Lists
 from verglas.volume import slices_native
@@ -33,11 +33,6 @@ class _Images(Structure):
 
 class _Groups(Structure):
     _fields_ = (("starts", c_void_p), ("shift", c_void_p), ("weight", c_void_p))
-
-
-def can_serve() -> bool:
-    """Whether the code could be compiled."""
-    return native_library(SOURCE) is not None
 
 
 def why_not() -> str:
