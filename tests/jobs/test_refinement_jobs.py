@@ -25,6 +25,8 @@ from verglas.refine import comparison_native
 from verglas.scores.classes import class_purity
 from verglas.simulate.particles import noise_free_images
 from verglas.simulate.potential import Projector
+from verglas.volume.fsc import fsc
+from verglas.volume.masks import soft_sphere
 
 BOX, PIXEL, COUNT = 32, 6.0, 120
 CLASS2D = {"mask_diameter": DIAMETER, "classes": 3, "iterations": 4, "threads": 1}
@@ -139,6 +141,24 @@ def test_refine3d(project: Path) -> None:
     together = np.sqrt(2 * fsc[inside] / (1 + fsc[inside]))
     assert np.allclose(ssnr[inside], together / (1 - together), rtol=1e-3)
     assert set(read_particles("job/run_data.star").column("half")) == {1, 2}
+
+
+def test_refine3d_judged_inside_a_mask_with_other_choices(project: Path) -> None:
+    """The options reach the engine and RELION's tables: an FSC corrected for the mask, maps padded once, CTFs left alone at first."""
+    sphere = soft_sphere(BOX, DIAMETER / PIXEL / 2, 3.0)
+    write_map(project / "mask.mrc", sphere.numpy(), PIXEL)
+    chosen = REFINE3D | {"solvent_correct_fsc": True, "pad": 1, "ctf_intact_first_peak": True}
+    run_job(refine3d.JOB, chosen, inputs(mask=Path("mask.mrc")), Path("job"))
+    judged(refine3d.JOB, chosen, Path("job"))
+    optimiser = read_star("job/run_it002_optimiser.star")["optimiser_general"]
+    assert optimiser["rlnSolventMaskName"] == "mask.mrc"
+    assert [int(optimiser[f"rlnDo{what}"]) for what in ("SolventFscCorrection", "IgnoreCtfUntilFirstPeak")] == [1, 1]
+    model = read_star("job/run_model.star")
+    assert float(model["model_general"]["rlnPaddingFactor"]) == 1
+    halves = [torch.from_numpy(read_map(f"job/run_half{half}_class001_unfil.mrc")[0]) for half in (1, 2)]
+    found = pd.to_numeric(model["model_class_1"]["rlnGoldStandardFsc"])[8:15]
+    assert found.mean() > float(fsc(*halves)[8:15].mean()) + 0.02
+    assert not read_map("job/run_class001.mrc")[0][sphere.numpy() == 0].any()
 
 
 def test_the_order_of_rows_does_not_matter(project: Path) -> None:
