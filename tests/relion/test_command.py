@@ -127,6 +127,7 @@ def test_relion_knows_every_option(name: str) -> None:
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("Class2D", {"coarse_precision": "float32"}, {}, "--coarse-precision"),
     ("Class2D", {"device": "cuda:1"}, {}, "--device"),
+    ("Class3D", {"coarse_precision": "bf16"}, {}, "--coarse-precision"),
     ("Refine3D", {"coarse_precision": "bf16"}, {}, "--coarse-precision"),
     ("InitialModel", {"starts": 3}, {}, "--starts"),
     ("InitialModel", {"iterations": 30}, {}, "--iterations"),

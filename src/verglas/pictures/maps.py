@@ -126,7 +126,7 @@ def _shaded(
 ) -> Iterator[np.ndarray]:
     """`shaded_surface` at each of the turns."""
     volume, rays = _fine(density), 2 * pixels
-    view = _View.of(volume, level, rays, max(96, volume.shape[-1] * 3 // 4), _reach(density, level))
+    view = _View.of(volume, level, rays, max(64, volume.shape[-1] // 2), _reach(density, level))
 
     def seen(turn: tuple[float, float]) -> np.ndarray:
         picture: np.ndarray = _lit(*_first_hit(view, _turn(*turn)), colour).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
