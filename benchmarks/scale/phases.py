@@ -51,7 +51,7 @@ WRAPPED = (
     Wrapped("verglas.refine.observations", "to_device", "transfer", _bytes_moved, "GB/s"),
     Wrapped("verglas.refine.observations", "images_ahead", "wait for images"),
     Wrapped("verglas.refine.observations", "Observations.batch", "transform"),
-    Wrapped("verglas.refine.expectation", "_coarse_slices", "slices"),
+    Wrapped("verglas.refine.coarse_slices", "CoarseSlices._tile", "slices"),
     Wrapped("verglas.refine.expectation", "_coarse_everywhere", "coarse", _coarse_products, "TFLOP/s"),
     Wrapped("verglas.refine.expectation", "_coarse_near", "coarse, local"),
     Wrapped("verglas.refine.expectation", "_near", "neighbours"),

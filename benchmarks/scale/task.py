@@ -25,6 +25,7 @@ from verglas.refine.start import first_state, random_averages
 from verglas.refine.state import Sampling, State, load_state
 from verglas.volume.filters import lowpass
 from verglas.volume.resample import rescale_map
+from verglas.volume.sampling import angular_step
 
 START = 40.0  # Å
 MASK_DIAMETER = 150.0  # Å
@@ -141,4 +142,4 @@ def _from_earlier(seen: Observations, earlier: State, settings: Settings, ini_hi
 
 def _local(sampling: Sampling, least_order: int) -> Sampling:
     order = max(sampling.order, least_order)
-    return replace(sampling, order=order, psi_step=60.0 / 2**order, local_sigma=60.0 / 2**order)
+    return replace(sampling, order=order, local_sigma=angular_step(order))

@@ -49,11 +49,12 @@ def test_batches_do_not_follow_the_free_memory_while_there_is_enough(monkeypatch
 @pytest.mark.parametrize("place", ["second version", "second version, further up", "first version"])
 def test_a_cgroup_s_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """As a batch system sets it for a step of a job, or a container for all that is in it."""
-    cpu, whole = torch.device("cpu"), total_bytes(torch.device("cpu"))
-    first = place == "first version"
+    cpu, first = torch.device("cpu"), place == "first version"
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
     monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "own")
-    (tmp_path / "own").write_text("7:pids:/\n4:hugetlb,memory:/slurm/job_1/step_0\n0::/\n" if first else "0::/slurm/job_1/step_0\n")
+    whole = total_bytes(cpu)
+    mine = "/slurm/job_1/step_0\n"
+    (tmp_path / "own").write_text(f"1:name=systemd:/a:b\n4:hugetlb,memory:{mine}0::/\n" if first else f"nothing known\n\n0::{mine}")
     own = tmp_path / ("memory" if first else "") / "slurm/job_1/step_0"
     own.mkdir(parents=True)
     folder = own.parent if "further" in place else own
@@ -64,6 +65,9 @@ def test_a_cgroup_s_limit_is_the_memory_that_there_is(tmp_path: Path, monkeypatc
         (folder / "memory.stat").write_text(f"anon 96000\nfile 100000\n{total}active_file 30000\n{total}inactive_file 70000\n")
         assert total_bytes(cpu) == found
         assert free_bytes(cpu) == 4000000 if found < whole else free_bytes(cpu) > 4096000
+    (folder / f"memory.{limit}").write_text("4096000\n")
+    (folder / "memory.stat").unlink()
+    assert total_bytes(cpu) == free_bytes(cpu) == 4096000
 
 
 @pytest.mark.gpu

@@ -88,11 +88,17 @@ def test_other_work_is_refused(
     assert record()["verdict"] == "PASS", "the first result stands"
 
 
-def test_changed_inputs_are_refused_in_the_same_folder(job: Job, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_inputs_are_refused_in_the_same_folder(
+    job: Job, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where more is asked for, as of iterations."""
     assert job() == 0
     (work / "a.star").write_text((work / "a.star").read_text().replace("0.1", "0.07"))
     assert job() == 2
-    assert "begun when its inputs had other content" in capsys.readouterr().out
+    assert "begun with inputs of other content" in capsys.readouterr().out
+    monkeypatch.setattr(joinstar, "JOB", replace(joinstar.JOB, grows="kind"))
+    with pytest.raises(InputError, match="begun with inputs of other content"):
+        run_command("JoinStar", ["--files", "a.star", "b.star", "--kind", "micrographs", "--out", "J"])
 
 
 def test_stop(work: Path) -> None:

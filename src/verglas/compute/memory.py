@@ -73,17 +73,21 @@ def _cgroups() -> Iterator[tuple[int, int]]:
     except OSError:
         return
     for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
+        _, _, rest = line.partition(":")
+        kinds, found, path = rest.partition(":")
+        if not found or (kinds and "memory" not in kinds.split(",")):
             continue
         root, (limit, used, total) = (_CGROUPS / "memory", _FIRST_VERSION) if kinds else (_CGROUPS, _SECOND_VERSION)
         own = root / path.lstrip("/")
         for folder in (own, *own.parents):
             try:
                 most = int((folder / limit).read_text())
+            except (OSError, ValueError):  # not there, or "max"
+                continue
+            try:
                 cached = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
                 taken = int((folder / used).read_text())
                 taken -= int(cached[f"{total}inactive_file"]) + int(cached[f"{total}active_file"])  # the file cache makes room
-            except (OSError, ValueError, KeyError):  # not there, or "max"
-                continue
+            except (OSError, ValueError, KeyError):
+                taken = 0
             yield most, most - taken

@@ -194,5 +194,5 @@ class JobType:
     clean: Callable[[Path], Iterator[Path]] = nothing_to_clean
     describe: Callable[[Metrics], str] = lambda metrics: ""  # the notes column of the job table
     grows: str = "iterations"
-    light: bool = False  # whether it does without the numerical libraries, whose import takes seconds
+    light: bool = False  # whether job and judge do without torch, whose import takes seconds, or one of them alone needs it
     on_ranks: bool = False  # whether torchrun, srun or mpirun may start it as many processes that share the work

@@ -156,7 +156,8 @@ def prepare(job: Job, least: int, most: int = 0) -> Prepared:
         items.fail(str(everything.column("image_name")[row]), reason)
     kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()
     if len(kept) < least:
-        raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", "Check the extraction")
+        mend = "Check the extraction" if bad else "Use more of them: --most-particles"
+        raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", mend)
     _say_pixel_clash(job, everything)
     if bad:
         job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")

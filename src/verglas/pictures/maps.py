@@ -133,8 +133,13 @@ def _shaded(
         picture[..., :3] /= np.maximum(picture[..., 3:], 0.25)
         return picture
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        yield from pool.map(seen, turns)
+    threads = torch.get_num_threads()
+    at_once = min(threads, len(_VIEWS))
+    try:
+        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
+            yield from pool.map(seen, turns)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _lit(depth: np.ndarray, normal: np.ndarray, colour: str) -> np.ndarray:

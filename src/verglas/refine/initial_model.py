@@ -13,7 +13,7 @@ the shape settles before the detail; the symmetry is imposed from the start, in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -138,9 +138,12 @@ class InitialModel:
         numerator, weight = torch.zeros_like(search.slices), torch.zeros_like(search.power)
         rows = self._draw(now.batch, generator)
         quality = torch.zeros(2 + len(state.maps), dtype=torch.float64, device=self.seen.device)
-        own = self.ranks.share(rows)
-        favour = self._favour(search, own, pixels)
-        for batch in self._batches(own, pixels, search.chunk):
+        batches = self._batches(self.ranks.share(rows), pixels, search.chunk)
+        favour: torch.Tensor | float = 0.0
+        if len(state.maps) > 1 and now.exponent < 1:
+            batches = list(batches)
+            favour = self._favour(search, batches)
+        for batch in batches:
             weights, moved, found = search.posterior(batch, favour)
             numerator += weights.flatten(0, 1).T @ moved.flatten(0, 1)
             weight += weights.sum(dim=1).T @ batch.ctf.square()
@@ -209,15 +212,13 @@ class InitialModel:
         rotations = rotations_apart(self.settings.angle, turn, self.settings.symmetry)
         return PoseSearch(state.maps, state.shares, rotations, shifts, pixels, exponent)
 
-    def _favour(self, search: PoseSearch, own: torch.Tensor, pixels: Pixels) -> torch.Tensor | float:
-        """What makes the classes even over the particles of all ranks' `own`, while the posterior is not trusted yet."""
-        if self.settings.classes == 1 or search.exponent == 1:
-            return 0.0
-        found = [search.log_class(batch).cpu() for batch in self._batches(own, pixels, search.chunk)]
+    def _favour(self, search: PoseSearch, batches: list[Batch]) -> torch.Tensor:
+        """What makes the classes even over the `batches` of all ranks."""
+        found = [search.log_class(batch).cpu() for batch in batches]
         everyones = self.ranks.everyones(torch.cat([torch.zeros(0, self.settings.classes), *found]))
         return evening(torch.cat(everyones)).to(self.seen.device)
 
-    def _batches(self, rows: torch.Tensor, pixels: Pixels, chunk: int) -> Iterator[Batch]:
+    def _batches(self, rows: torch.Tensor, pixels: Pixels, chunk: int) -> Iterable[Batch]:
         return (self.seen.batch(part, self.known, self.noise, pixels) for part in rows.split(chunk) if len(part))
 
     def _draw(self, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -66,7 +66,7 @@ class Output:
                 continue
             try:
                 return self._read_references(root, load_state(Path(f"{root}_state.pt"), self._device))
-            except (VerglasError, OSError):  # a map of it is gone
+            except (VerglasError, OSError, TypeError):  # a map of it is gone, or another version wrote it
                 continue
         return None
 

@@ -89,7 +89,7 @@ def submit_job(request: JobRequest, cluster: Cluster, screen: Screen | None = No
     entries = describe(request)
     print_of = fingerprint(request, entries)
     project = Project.here()
-    place = find_place(request, print_of, project)
+    place = find_place(request, entries, print_of, project)
     for problem in origin_problems(entries, place.folder if place.exists else None):
         screen.say(f"WARNING: {problem}; the verdict will be FAIL")
     folder = place.make(request.declared, project)

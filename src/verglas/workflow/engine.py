@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ABORTED, EXIT_LOST = 0, 1, 2, 3, 5
 
 
 def preload() -> None:
-    """Import the numerical libraries, so that no child that is forked later has to; no thread and no GPU is started by it."""
-    import numpy  # noqa: F401
-    import pandas  # noqa: F401
-    import scipy.fft  # noqa: F401
-    import torch  # noqa: F401
+    """Import the numerical libraries, so that no child that is forked later has to; no GPU is started by it, and no thread that a fork
+    does not survive. Where one cannot be imported, the job that needs it says so.
+    """
+    with suppress(ImportError):
+        import numpy  # noqa: F401
+        import pandas  # noqa: F401
+        import scipy.fft  # noqa: F401
+        import torch  # noqa: F401
 
 
 def carry_out(declared: JobType, params: Any, inputs: dict[str, Any], out: Path, send: Send, world: World | None = None) -> int:

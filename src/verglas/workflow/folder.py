@@ -55,13 +55,13 @@ class Place:
         return {o["path"]: o["sha256"] for o in before.outputs if "sha256" in o}
 
 
-def find_place(request: JobRequest, fingerprint: str, project: Project | None) -> Place:
-    """The folder asked for, an unfinished job of the same work in the project, or a new one.
+def find_place(request: JobRequest, entries: list[dict[str, Any]], fingerprint: str, project: Project | None) -> Place:
+    """The folder asked for, an unfinished job of the same work in the project, or a new one; `entries` describe the request's inputs.
 
     Raises InputError for a folder that other work or another program's files are in, and for work that is in a cluster's queue.
     """
     if request.out is not None:
-        return _asked_for(request, fingerprint, project)
+        return _asked_for(request, entries, fingerprint, project)
     if project is None:
         raise InputError("--out", "is needed outside a project", "Give a folder, or make a project here: verglas new .")
     for folder, record in records_of(request.declared.name):
@@ -132,7 +132,7 @@ def iterations_in(folder: Path) -> int | None:
     return max(numbers, default=None)
 
 
-def _asked_for(request: JobRequest, fingerprint: str, project: Project | None) -> Place:
+def _asked_for(request: JobRequest, entries: list[dict[str, Any]], fingerprint: str, project: Project | None) -> Place:
     folder = request.out
     assert folder is not None
     name = None
@@ -150,11 +150,11 @@ def _asked_for(request: JobRequest, fingerprint: str, project: Project | None) -
         raise InputError(folder, "another run is working in this folder", "Wait for it, or stop it: verglas stop JOB")
     refuse_queued(folder, record)
     if record.fingerprint != fingerprint:
-        _refuse_other_work(request, record, folder)
+        _refuse_other_work(request, entries, record, folder)
     return Place(folder, name, record)
 
 
-def _refuse_other_work(request: JobRequest, record: Record, folder: Path) -> None:
+def _refuse_other_work(request: JobRequest, entries: list[dict[str, Any]], record: Record, folder: Path) -> None:
     """Raise InputError naming what differs from the work that was begun in `folder`; more iterations are fine."""
     if record.type != request.declared.name:
         raise InputError(folder, f"holds a {record.type} job", "Give another folder")
@@ -163,15 +163,12 @@ def _refuse_other_work(request: JobRequest, record: Record, folder: Path) -> Non
     if request.relion is not None and [*record.relion["extra"]] != [*request.relion.extra]:
         raise InputError(folder, f"was begun with other --relion-args: {record.relion['extra']}", "Give another folder")
     now = request.params.model_dump(mode="json")
-    grows = request.declared.grows
-    ignored = {*WITHOUT_EFFECT, grows}
+    ignored = {*WITHOUT_EFFECT, request.declared.grows}
     changed = {name: value for name, value in now.items() if name not in ignored and record.params.get(name) != value}
     differ = [f"{name} {record.params.get(name)} → {value}" for name, value in changed.items()]
     if differ:
         raise InputError(folder, f"was begun with other parameters: {', '.join(differ)}", "Give another folder")
-    before = {(entry["name"], entry["path"]) for entry in record.inputs}
-    given = {(spec.name, str(path)) for spec, path in request.files()}
-    if before != given:
-        raise InputError(folder, "was begun with other inputs", "Give another folder")
-    if record.params.get(grows) == now.get(grows):
-        raise InputError(folder, "was begun when its inputs had other content", "Give another folder")
+    for of_each, differ_in in ((("name", "path"), "other inputs"), (("name", "path", "sha256"), "inputs of other content")):
+        before, given = ({tuple(entry.get(fact) for fact in of_each) for entry in listed} for listed in (record.inputs, entries))
+        if before != given:
+            raise InputError(folder, f"was begun with {differ_in}", "Give another folder")

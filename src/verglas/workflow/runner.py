@@ -70,7 +70,7 @@ def run_job(request: JobRequest, screen: Screen | None = None, line: Line | None
     entries = describe(request)
     print_of = fingerprint(request, entries)
     project = Project.here()
-    place = find_place(request, print_of, project)
+    place = find_place(request, entries, print_of, project)
     problems = origins.origin_problems(entries, place.folder if place.exists else None)
     folder = place.make(request.declared, project)
     lock = FolderLock(folder)
@@ -156,10 +156,8 @@ class _Running:
         """Stage, run, judge. An error of the runner itself, such as a full disk, is a FAIL too."""
         try:
             self.stage(input_problems)
-            if self.request.relion is None and not self.declared.light:
-                preload()  # once for the job and its judge
             self.record.phases = {"staging": time.monotonic() - self.began}
-            run = supervise(self._work, self.folder, self.record, self.screen, self.request.time_limit, self.line)
+            run = supervise(self._work, self.folder, self.record, self.screen, self.request.time_limit, self.line, self._prepared)
             return self.judge(run, input_problems)
         except (OSError, RuntimeError, VerglasError) as error:
             return self._collapse(error)
@@ -198,6 +196,11 @@ class _Running:
         if self.place.exists:
             self.screen.say(f"Going on in {folder}")
         record.write(folder)
+
+    def _prepared(self) -> None:
+        """Load what job and judge have in common."""
+        if self.request.relion is None and not self.declared.light:
+            preload()
 
     def _work(self, send: Any) -> int:
         given = {spec.name: self.request.inputs.get(spec.name, [] if spec.many else None) for spec in self.declared.inputs}

@@ -43,14 +43,20 @@ class Run:
 
 
 def supervise(
-    main: Callable[[Send], int], folder: Path, record: Record, screen: Screen, time_limit: float | None, line: Line | None = None
+    main: Callable[[Send], int],
+    folder: Path,
+    record: Record,
+    screen: Screen,
+    time_limit: float | None,
+    line: Line | None = None,
+    first: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Run `main` in a child until it ends; run.out and run.err are appended to, `record` is kept up to date on disk.
+    """Run `first` here and then `main` in a child until it ends; run.out and run.err are appended to, `record` is kept up to date on disk.
 
     `line`: to the other ranks, which get their orders as the child meets them; when one is lost the child is ended.
     """
     with (folder / "run.out").open("ab", buffering=0) as out, (folder / "run.err").open("ab", buffering=0) as err:
-        return _Supervisor(folder, record, screen, Log(out), Log(err), time_limit, line).follow(main)
+        return _Supervisor(folder, record, screen, Log(out), Log(err), time_limit, line).follow(first, main)
 
 
 class _Supervisor:
@@ -70,9 +76,10 @@ class _Supervisor:
         self.written_phase = ""
         self.started = time.monotonic()
 
-    def follow(self, main: Callable[[Send], int]) -> Run:
+    def follow(self, first: Callable[[], None], main: Callable[[Send], int]) -> Run:
         energy = EnergyMeter()
         with self._signals():
+            first()
             child = Child(main)
             io = IoMeter(child.pid)
             self.started_by_it = TreeMeter(child.pid)
