@@ -67,10 +67,10 @@ def _iterated(job: Job, model: InitialModel, state: State, last: int, name: str,
 
 def _key(job: Job, model: InitialModel, begun_from: str) -> str:
     """What a saved state must have been made with to be gone on from."""
-    from hashlib import sha256
+    from verglas.refine.output import run_key
 
     how = (model.settings, job.params.do_ctf_correction, job.params.ctf_intact_first_peak, begun_from)
-    return sha256("\n".join([repr(how), *model.seen.particles.column("image_name").astype(str)]).encode()).hexdigest()
+    return run_key(repr(how), model.seen.particles)
 
 
 def _save(path: Path, key: str, state: State) -> None:

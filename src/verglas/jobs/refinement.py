@@ -136,13 +136,12 @@ def prepare(job: Job, least: int, most: int = 0) -> Prepared:
 
     With `most` only so many are used, drawn at random; the others are skipped.
     """
-    import numpy as np
     import torch
 
     from verglas.compute.memory import free_bytes
     from verglas.particles import KeptImages, StackImages
     from verglas.refine.kernels import path_taken
-    from verglas.refine.observations import Observations, unusable
+    from verglas.refine.observations import Observations
 
     params, device = job.params, take_device(job)
     everything = check_particles(job, least)
@@ -151,24 +150,14 @@ def prepare(job: Job, least: int, most: int = 0) -> Prepared:
         items.skipped = items.notes["not_drawn"] = len(everything) - most
         everything = _drawn(everything, most, params.random_seed)
     check_ranks(job, len(everything))
-    bad = unusable(StackImages(everything), job.ranks, device=device)
-    for row, reason in bad.items():
-        items.fail(str(everything.column("image_name")[row]), reason)
-    kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()
-    if len(kept) < least:
-        mend = "Check the extraction" if bad else "Use more of them: --most-particles"
-        raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", mend)
-    _say_pixel_clash(job, everything)
-    if bad:
-        job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
-    particles, order = _in_reading_order(kept)
+    particles, order = _in_reading_order(_usable(job, everything, least, items, device))
     source: Any = StackImages(particles)
     size = source.dtype.itemsize * len(source) * source.box**2 // job.ranks.size
     free = min(job.ranks.everyones(free_bytes(torch.device("cpu"))))
     preloaded = kept_in_memory(size, params.preload, free)
     if preloaded:
         source = source.preload() if job.ranks.size == 1 else KeptImages(source)
-    items.done = len(kept)
+    items.done = len(particles)
     job.record |= {"coarse_precision": precision(params, device), "slices": path_taken(device), "preloaded": preloaded}
     if job.record["slices"].startswith("torch"):
         job.warn(f"slices are sampled by {job.record['slices']}: local searches take about ten times as long")
@@ -181,6 +170,26 @@ def prepare(job: Job, least: int, most: int = 0) -> Prepared:
         intact_until_first_peak=params.ctf_intact_first_peak,
     )
     return Prepared(seen, particles, order, items, device)
+
+
+def _usable(job: Job, everything: ParticleSet, least: int, items: Items, device: torch.device) -> ParticleSet:
+    """The particles whose images can be worked with; the others are entered into `items` and said. InputError where too few are left."""
+    import numpy as np
+
+    from verglas.particles import StackImages
+    from verglas.refine.observations import unusable
+
+    bad = unusable(StackImages(everything), job.ranks, device=device)
+    for row, reason in bad.items():
+        items.fail(str(everything.column("image_name")[row]), reason)
+    kept = everything.subset(np.setdiff1d(np.arange(len(everything)), list(bad))).without_unused_optics()
+    if len(kept) < least:
+        mend = "Check the extraction" if bad else "Use more of them: --most-particles"
+        raise InputError(job.inputs["particles"], f"{len(kept)} usable images are left of {len(everything)}", mend)
+    _say_pixel_clash(job, everything)
+    if bad:
+        job.warn(f"{len(bad)} of {len(everything)} particles are left out: {items.problems[0].item} {items.problems[0].reason}, …")
+    return kept
 
 
 def _drawn(particles: ParticleSet, most: int, seed: int) -> ParticleSet:

@@ -29,7 +29,7 @@ def expected_errors(
     poses, classes = assignments.matrices[rows], assignments.classes[rows]
     projector = Projector(model.references, int(pixels.shell.max()), padding)
     best = reals(projector.project(poses, pixels, classes))
-    axes = torch.eye(3, dtype=torch.float64)[2:] if model.dims == 2 else torch.eye(3, dtype=torch.float64)
+    axes = torch.eye(3, dtype=torch.float64)[2 if model.dims == 2 else 0 :]
     by_angle = torch.zeros(len(_ANGLES), device=seen.device)
     for step, angle in enumerate(_ANGLES):
         for turn in axis_rotation(axes, float(angle)).float().to(seen.device):

@@ -52,8 +52,7 @@ class Output:
     def key(self) -> str:
         """What a state must have been made with to be gone on from: settings (a run may be made longer) and particles."""
         same = {name: value for name, value in asdict(self.settings).items() if name != "iterations"}
-        facts = [repr(sorted(same.items())) + self._begun_from, *self.particles.column("image_name").astype(str)]
-        return sha256("\n".join(facts).encode()).hexdigest()
+        return run_key(repr(sorted(same.items())) + self._begun_from, self.particles)
 
     def last_state(self) -> State | None:
         """The state of the last complete iteration of the same run that is not past `settings.iterations`, or None."""
@@ -161,6 +160,11 @@ class Output:
                 lines.append(f".color {part:.3f} 0 {1 - part:.3f}")
                 lines.append(".cylinder " + " ".join(f"{x:.3f}" for x in (*start, *end)) + f" {0.02 * radius:.3f}")
         write_text(path, "\n".join(lines) + "\n")
+
+
+def run_key(made_with: str, particles: ParticleSet) -> str:
+    """By which a saved state is known again: how it was made, and the names of its images in their order."""
+    return sha256("\n".join([made_with, *particles.column("image_name").astype(str)]).encode()).hexdigest()
 
 
 def _map_names(stem: str, classes: int) -> list[str]:
