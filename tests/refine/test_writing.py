@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from verglas.refine.output import Output
 from verglas.refine.settings import Settings
 from verglas.refine.start import first_state, random_averages
 from verglas.refine.state import State
-from verglas.refine.writing import written_aside
+from verglas.refine.writing import Writer, written_aside
 
 COUNT = 60
 
@@ -67,10 +68,35 @@ def test_the_files_are_those_written_at_once(aside: Path, states: list[State]) -
     assert last is not None and torch.equal(last.assignments.origins, states[-1].assignments.origins)
 
 
-def test_few_particles_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output = _run()[0]
-    with written_aside(output) as write:
-        assert write == output.write_iteration
+def test_few_particles_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[State]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    with written_aside(_run()[0]) as write:
+        write(states[0])
+        assert Path("run", "run_it001_optimiser.star").exists() and not _writers(tmp_path, 0)
+        write(states[0], _where)
+    assert Path("run", "written_by").read_text() == str(os.getpid())
+
+
+def test_a_process_begun_earlier_writes_few_and_does_what_else_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: list[State]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    tests = Path(__file__).resolve().parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{tests}{os.pathsep}{tests.parent}")  # where the process finds `_where`
+    writer = Writer()
+    with written_aside(_run()[0], writer) as write:
+        write(states[0])
+        write(replace(states[1], unfiltered=[torch.ones(3)]), _where)
+    assert Path("run", "run_it001_optimiser.star").exists()
+    assert Path("run", "written_by").read_text() == str(writer.process.pid)
+
+
+def _where(output: Output, state: State) -> None:
+    """What a job would draw: all of the state is there."""
+    assert output.folder == Path("run") and len(state.unfiltered) == state.iteration - 1
+    Path("run", "written_by").write_text(str(os.getpid()))
 
 
 def test_what_goes_wrong_is_raised_by_the_next_call_or_at_the_end(aside: Path, states: list[State]) -> None:
@@ -93,8 +119,6 @@ def test_what_goes_wrong_is_raised_by_the_next_call_or_at_the_end(aside: Path, s
 
 
 def _changed(state: State, **assignments: torch.Tensor) -> State:
-    from dataclasses import replace
-
     return replace(state, assignments=replace(state.assignments, **assignments))
 
 

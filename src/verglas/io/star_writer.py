@@ -13,7 +13,7 @@ from verglas.errors import InputError
 from verglas.io.atomic import write_text
 
 _NEEDS_QUOTES = re.compile(r"""\s|^$|^["'#_;]|^(?:data_|loop_)""")
-_MAY_NEED_QUOTES = re.compile(_NEEDS_QUOTES.pattern.replace(r"\s", r"[^\S\n]"), re.MULTILINE)  # in a column, a value a line
+_QUOTED_STARTS = tuple(f"\n{start}" for start in ("'", '"', "#", "_", ";", "data_", "loop_"))
 
 
 def write_star(path: str | PathLike[str], tables: Mapping[str, pd.DataFrame | Mapping[str, Any]], comment: str | None = None) -> None:
@@ -45,9 +45,10 @@ def _body(path: str | PathLike[str], table: pd.DataFrame | Mapping[str, Any]) ->
 
 def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[str, list[Any]]:
     """Format (of `%`) and values of one column."""
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column):
+    kind = column.dtype.kind
+    if kind in "biu":
         return "%12d", column.astype(np.int64).tolist()
-    if pd.api.types.is_float_dtype(column):
+    if kind == "f":
         values = column.to_numpy(np.float64)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
@@ -55,8 +56,8 @@ def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[s
         return ("%12.7g" if column.dtype == np.float32 else "%12.9g"), values.tolist()
     texts = column.tolist()
     if all(type(text) is str for text in texts):
-        joined = "\n".join(texts)
-        if joined.count("\n") == len(texts) - 1 and not _MAY_NEED_QUOTES.search(joined):
+        joined = "\n".join(["", *texts])
+        if joined.split() == texts and not any(start in joined for start in _QUOTED_STARTS):  # as `_NEEDS_QUOTES`, of all at once
             return "%s", texts
     if any(str(value).startswith("#") for value in texts):
         warnings.warn(f"{path}: a {label} begins with #; RELION 3.1 would lose its row. Rename the file", stacklevel=5)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobType, Metrics, NodeType, OutputSpec, param
 from verglas.jobs.refinement import EngineParams, check_particles, engine_settings, iterate, prepare, say_empty_classes
+
+if TYPE_CHECKING:
+    from verglas.refine.output import Output
+    from verglas.refine.state import State
 
 
 class Params(EngineParams):
@@ -52,7 +57,6 @@ def run(job: Job) -> Items:
     from verglas.refine.classify import classify
     from verglas.refine.output import Output
     from verglas.refine.start import first_state, random_averages
-    from verglas.refine.state import State
 
     params = job.params
     with job.phase("read"):
@@ -79,22 +83,21 @@ def run(job: Job) -> Items:
         references = random_averages(seen, rows, assignments, params.classes, params.random_seed, job.ranks)
         return first_state(seen, assignments, references, settings)
 
-    state = iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, params.iterations)
+    state = iterate(job, ready, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, params.iterations, _draw)
     if job.ranks.first:
         say_empty_classes(job, state.assignments.classes, params.classes)
-        _draw(job, state.history, params)
     return ready.items
 
 
-def _draw(job: Job, history: list[dict[str, float]], params: Params) -> None:
+def _draw(output: Output, state: State) -> None:
     from verglas.io.mrc import read_stack
     from verglas.pictures.galleries import save_classes
     from verglas.pictures.refinement import draw_progress
 
-    name = job.out / f"run_it{params.iterations:03d}"
+    name = output.folder / f"run_it{state.iteration:03d}"
     shares, resolutions = read_classes(Path(f"{name}_model.star"))
-    save_classes(job.out / "picture_classes.png", read_stack(f"{name}_classes.mrcs"), shares, resolutions, "class averages")
-    draw_progress(job.out / "picture_progress.png", history)
+    save_classes(output.folder / "picture_classes.png", read_stack(f"{name}_classes.mrcs"), shares, resolutions, "class averages")
+    draw_progress(output.folder / "picture_progress.png", state.history)
 
 
 def read_classes(model: Path):  # type: ignore[no-untyped-def]  # numpy is not imported at the top

@@ -23,6 +23,7 @@ from verglas.jobs.refinement import (
 )
 
 if TYPE_CHECKING:
+    from verglas.refine.output import Output
     from verglas.refine.state import State
 
 
@@ -118,14 +119,15 @@ def run(job: Job) -> Items:
     output = Output(job.out, ready.particles, ready.order, ready.seen, settings, job.inputs["mask"])
     state = iterate(
         job,
+        ready,
         output,
         lambda begin: classify(ready.seen, begin, settings, mask, job.ranks),
         lambda: _start(ready, references, settings),
         params.iterations,
+        _draw,
     )
     if job.ranks.first:
         say_empty_classes(job, state.assignments.classes, params.classes)
-        _draw(job, state)
     return ready.items
 
 
@@ -141,7 +143,7 @@ def _start(ready: Prepared, references: list[Any], settings: Any) -> State:
     return first_state(seen, assignments, torch.stack(copies), settings)
 
 
-def _draw(job: Job, state: State) -> None:
+def _draw(output: Output, state: State) -> None:
     from verglas.pictures.maps import draw_maps_in_a_row, draw_slices
     from verglas.pictures.refinement import draw_directions, draw_progress
 
@@ -149,18 +151,12 @@ def _draw(job: Job, state: State) -> None:
     shares = model.class_weight.tolist()
     order = sorted(range(len(shares)), key=lambda k: -shares[k])
     names = [f"class {k + 1}: {100 * shares[k]:.1f} %" for k in order]
-    maps = model.references.cpu().numpy()
-    draw_maps_in_a_row(job.out / "picture_classes.png", [maps[k] for k in order], names)
-    draw_slices(job.out / "picture_slices.png", maps[order[0]], _pixel_size(job), title=names[0])
+    maps, out = model.references.cpu().numpy(), output.folder
+    draw_maps_in_a_row(out / "picture_classes.png", [maps[k] for k in order], names)
+    draw_slices(out / "picture_slices.png", maps[order[0]], output.seen.pixel_size, title=names[0])
     angles = state.assignments.angles().cpu().numpy()
-    draw_directions(job.out / "picture_directions.png", angles[:, 0], angles[:, 1])
-    draw_progress(job.out / "picture_progress.png", state.history)
-
-
-def _pixel_size(job: Job) -> float:
-    from verglas.io.mrc import read_pixel_size
-
-    return read_pixel_size(job.out / f"run_it{job.params.iterations:03d}_class001.mrc")
+    draw_directions(out / "picture_directions.png", angles[:, 0], angles[:, 1])
+    draw_progress(out / "picture_progress.png", state.history)
 
 
 def measure(out: Path, params: Params) -> Metrics:

@@ -143,7 +143,7 @@ def _refined(job: Job, best: Start, ready: Prepared) -> State:
         state.models[0].class_weight = begun.shares.to(state.models[0].class_weight)
         return replace(state, iteration=begun.iteration)
 
-    return iterate(job, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, settings.iterations)
+    return iterate(job, ready, output, lambda begin: classify(seen, begin, settings, ranks=job.ranks), start, settings.iterations)
 
 
 def _shape_kept(best: Start, after: torch.Tensor, before: torch.Tensor) -> float:

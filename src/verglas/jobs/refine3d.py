@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from verglas.jobs.refinement import (
 )
 
 if TYPE_CHECKING:
+    from verglas.refine.output import Output
     from verglas.refine.state import State
 
 _LEAST_PARTICLES = 20
@@ -121,18 +123,15 @@ def run(job: Job) -> Items:
     output = Output(job.out, ready.particles, ready.order, ready.seen, settings, job.inputs["mask"])
     state = iterate(
         job,
+        ready,
         output,
         lambda begin: refine(ready.seen, begin, settings, mask, job.ranks),
         lambda: _start(job, ready, reference, settings),
         None,
+        partial(_finish, corrected=params.solvent_correct_fsc),
     )
-    if not job.ranks.first:
-        return ready.items
-    if not state.progress.fine_enough:
+    if job.ranks.first and not state.progress.fine_enough:
         job.warn(f"not converged after {state.iteration - 1} iterations: the last one joined the halves as they were")
-    with job.phase("write"):
-        output.write_final(state)
-        _draw(job, state, ready)
     return ready.items
 
 
@@ -146,21 +145,23 @@ def _start(job: Job, ready: Prepared, reference: Any, settings: Any) -> State:
     return first_state(ready.seen, assignments, reference[None], settings)
 
 
-def _draw(job: Job, state: State, ready: Prepared) -> None:
+def _finish(output: Output, state: State, corrected: bool) -> None:
+    """The files of a finished run, and its pictures; `corrected`: the FSC is that inside the mask."""
     from verglas.pictures.curves import draw_fsc
     from verglas.pictures.maps import draw_slices, draw_surface
     from verglas.pictures.refinement import draw_directions, draw_progress
 
     assert state.joined is not None
-    seen, density = ready.seen, state.joined.references[0].cpu().numpy()
+    output.write_final(state)
+    out, seen, density = output.folder, output.seen, state.joined.references[0].cpu().numpy()
     resolution = state.history[-1]["resolution"]
-    curve = "corrected for the mask" if job.params.solvent_correct_fsc else "unmasked"
-    draw_fsc(job.out / "picture_fsc.png", {curve: state.fsc.cpu().numpy()}, seen.box, seen.pixel_size, resolution, "half maps")
-    draw_slices(job.out / "picture_slices.png", density, seen.pixel_size)
-    draw_surface(job.out / "picture_surface.png", density)
+    curve = "corrected for the mask" if corrected else "unmasked"
+    draw_fsc(out / "picture_fsc.png", {curve: state.fsc.cpu().numpy()}, seen.box, seen.pixel_size, resolution, "half maps")
+    draw_slices(out / "picture_slices.png", density, seen.pixel_size)
+    draw_surface(out / "picture_surface.png", density)
     angles = state.assignments.angles().cpu().numpy()
-    draw_directions(job.out / "picture_directions.png", angles[:, 0], angles[:, 1])
-    draw_progress(job.out / "picture_progress.png", state.history)
+    draw_directions(out / "picture_directions.png", angles[:, 0], angles[:, 1])
+    draw_progress(out / "picture_progress.png", state.history)
 
 
 def measure(out: Path, params: Params) -> Metrics:

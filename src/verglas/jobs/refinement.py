@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from verglas.refine.output import Output
     from verglas.refine.settings import Settings
     from verglas.refine.state import State
+    from verglas.refine.writing import Act, Writer
 
 _PRELOAD_BYTES = 4 << 30
 _MOST_PRELOADED = 0.8  # of the free memory
@@ -63,13 +64,17 @@ class EngineParams(ImageParams):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Particles in the engine's order (`reading_order`), the place of each row of the file, and the account of items."""
+    """Particles in the engine's order (`reading_order`), the place of each row of the file, and the account of items.
+
+    `writer`: the process that writes the files, where there is one.
+    """
 
     seen: Observations
     particles: ParticleSet
     order: np.ndarray
     items: Items
     device: torch.device
+    writer: Writer | None
 
 
 def check_particles(job: Job, least: int) -> ParticleSet:
@@ -142,8 +147,11 @@ def prepare(job: Job, least: int, most: int = 0) -> Prepared:
     from verglas.particles import KeptImages, StackImages
     from verglas.refine.kernels import path_taken
     from verglas.refine.observations import Observations
+    from verglas.refine.writing import Writer
 
     params, device = job.params, take_device(job)
+    # a card is done with few particles before their files are written; the process has started when the images are read
+    writer = Writer() if device.type == "cuda" and job.ranks.first else None
     everything = check_particles(job, least)
     items = Items("particles", total=len(everything))
     if 0 < most < len(everything):
@@ -169,7 +177,7 @@ def prepare(job: Job, least: int, most: int = 0) -> Prepared:
         correct_ctf=params.do_ctf_correction,
         intact_until_first_peak=params.ctf_intact_first_peak,
     )
-    return Prepared(seen, particles, order, items, device)
+    return Prepared(seen, particles, order, items, device, writer)
 
 
 def _usable(job: Job, everything: ParticleSet, least: int, items: Items, device: torch.device) -> ParticleSet:
@@ -310,11 +318,20 @@ def check_symmetry(job: Job, references: list[torch.Tensor], symmetry: str, seen
         job.warn(f"{said}; the map will be wrong though its halves agree")
 
 
-def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]], start: Callable[[], State], total: int | None) -> State:
+def iterate(
+    job: Job,
+    ready: Prepared,
+    output: Output,
+    steps: Callable[[State], Iterator[State]],
+    start: Callable[[], State],
+    total: int | None,
+    finish: Act | None = None,
+) -> State:
     """The last of the states that `steps` makes; each is written and told. Goes on from the last complete iteration on disk.
 
     `start` makes the state before the first iteration (of many ranks, the first's counts); `total` iterations are due, None where the
-    data decide. Stops between iterations when the user asks. Of many ranks the first writes.
+    data decide; `finish` writes and draws what a finished run leaves. Stops between iterations when the user asks. Of many ranks the
+    first writes.
     """
     from contextlib import nullcontext
 
@@ -331,21 +348,24 @@ def iterate(job: Job, output: Output, steps: Callable[[State], Iterator[State]],
     running = steps(state)
     with (
         job.progress("iterations", 0 if total is None else total - state.iteration) as bar,
-        written_aside(output) if first else nullcontext() as write,
+        job.phase("write"),
+        written_aside(output, ready.writer) if first else nullcontext() as write,
     ):
         while True:
             job.check_stop()
             with job.phase("compute"):
                 after = next(running, None)
             if after is None:
-                return state
+                break
             state = after
             if write is not None:
-                with job.phase("write"):
-                    if state.joined is None:
-                        write(state)
+                if state.joined is None:
+                    write(state)
                 job.say(describe(state))
             bar.advance()
+        if write is not None and finish is not None:
+            write(state, finish)
+    return state
 
 
 def describe(state: State) -> str:

@@ -1,7 +1,8 @@
-"""Iterations of many particles are written by a process of its own while the next one is computed.
+"""Files of a run are written, and its pictures drawn, by a process of its own while the next iteration is computed.
 
 with written_aside(output) as write:
-    write(state)  # as output.write_iteration(state); returns when the iteration before is written
+    write(state)  # as output.write_iteration(state); returns when what came before is written
+    write(state, function)  # as function(output, state); both must be such as pickle takes
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
@@ -27,17 +28,27 @@ from verglas.refine.state import State
 
 _MANY = 20_000  # particles, from which the tables take longer than the process costs
 
+Act = Callable[[Output, State], None]
+
+
+class Write(Protocol):
+    """What `written_aside` gives."""
+
+    def __call__(self, state: State, act: Act = Output.write_iteration) -> None:
+        """Do `act(output, state)`, at once or aside."""
+
 
 @contextmanager
-def written_aside(output: Output) -> Iterator[Callable[[State], None]]:
+def written_aside(output: Output, writer: Writer | None = None) -> Iterator[Write]:
     """A function that writes iterations as `output.write_iteration` does; all are whole on disk when the block ends.
 
-    What goes wrong is raised by the next call, or at the end. Whatever kills this process ends the other one too, in mid-iteration.
+    Few particles are written at once, unless a process that was begun earlier is given. What goes wrong is raised by the next call, or
+    at the end. Whatever kills this process ends the other one too, in mid-iteration.
     """
-    if len(output.particles) < _MANY:
-        yield output.write_iteration
+    if writer is None and len(output.particles) < _MANY:
+        yield lambda state, act=Output.write_iteration: act(output, state)
         return
-    writer = _Writer()
+    writer = writer or Writer()
     try:
         writer.send(output)
         yield writer.write
@@ -51,19 +62,20 @@ def written_aside(output: Output) -> Iterator[Callable[[State], None]]:
     writer.close()
 
 
-class _Writer:
+class Writer:
     """The process, and the pipes to and from it; it ends when its input does."""
 
     def __init__(self) -> None:
         answers, own = os.pipe()
         command = [sys.executable, "-P", "-m", "verglas.refine.writing", str(os.getpid()), str(own)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[own])
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[own])
         os.close(own)
         self._answers = os.fdopen(answers, "rb")
         self._due = False
 
-    def send(self, what: Output | State) -> None:
-        into = self._process.stdin
+    def send(self, what: Output | tuple[Act, State]) -> None:
+        """Pass it on; it is taken as soon as the process has started and has done what came before."""
+        into = self.process.stdin
         assert into is not None
         try:
             pickle.dump(what, into, pickle.HIGHEST_PROTOCOL)
@@ -71,17 +83,20 @@ class _Writer:
         except BrokenPipeError:
             raise self._lost() from None
 
-    def write(self, state: State) -> None:
+    def write(self, state: State, act: Act = Output.write_iteration) -> None:
+        """See `Write`; returns when the process has done what came before and has taken this."""
         self._wait()
-        self.send(_on_cpu(replace(state, unfiltered=[])))
+        needed = replace(state, unfiltered=[]) if act is Output.write_iteration else state  # maps that no iteration's files hold
+        self.send((act, _on_cpu(needed)))
         self._due = True
 
     def close(self) -> None:
+        """Wait for the end of the last; raises what went wrong in it."""
         try:
             self._wait()
         finally:
             with suppress(BrokenPipeError):
-                self._process.communicate()
+                self.process.communicate()
             self._answers.close()
 
     def _wait(self) -> None:
@@ -98,7 +113,7 @@ class _Writer:
             raise error
 
     def _lost(self) -> VerglasError:
-        code = self._process.wait()
+        code = self.process.wait()
         return VerglasError(f"the process that writes the iterations ended with code {code}: start the job again, it goes on")
 
 
@@ -115,14 +130,15 @@ def _on_cpu(value: Any) -> Any:
 
 def _serve(given: BinaryIO, answers: BinaryIO) -> None:
     """Write the states that come after their output, and answer each with what went wrong and what was warned of."""
-    torch.set_num_threads(1)
+    import matplotlib.backends.backend_agg  # noqa: F401  now, while nobody waits for it
+
     output: Output = pickle.load(given)
     while True:
-        state: State = pickle.load(given)
+        act, state = pickle.load(given)
         error = None
         with warnings.catch_warnings(record=True) as said:
             try:
-                output.write_iteration(state)
+                act(output, state)
             except Exception as problem:
                 problem.add_note(traceback.format_exc())
                 error = problem
