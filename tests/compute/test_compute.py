@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from verglas.compute import memory
-from verglas.compute.device import choose_device, prepare_for_threads, use_threads
+from verglas.compute.device import choose_device, prepare_for_threads, threads_beside, use_threads
 from verglas.compute.memory import batch_size, budget, free_bytes, total_bytes
 from verglas.errors import InputError
 
@@ -27,6 +27,11 @@ def test_threads_are_set() -> None:
     before = torch.get_num_threads()
     assert use_threads(1) == 1 == torch.get_num_threads()
     torch.set_num_threads(before)
+
+
+def test_cores_beside_a_card_are_left_to_others() -> None:
+    assert [threads_beside(torch.device("cpu"), cores) for cores in (1, 2, 64)] == [1, 2, 64]
+    assert [threads_beside(torch.device("cuda"), cores) for cores in (1, 2, 6, 16, 64)] == [1, 1, 3, 8, 8]
 
 
 def test_batches_fit_the_memory() -> None:

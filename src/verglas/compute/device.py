@@ -10,6 +10,8 @@ import torch
 
 from verglas.errors import InputError
 
+_BESIDE_A_CARD = 8  # threads
+
 
 def choose_device(name: str = "auto") -> torch.device:
     """The torch device for `name`: auto (the first CUDA card, else the CPU), cpu, cuda or cuda:N.
@@ -35,6 +37,14 @@ def use_threads(count: int = 0) -> int:
     threads = count or available
     torch.set_num_threads(threads)
     return threads
+
+
+def threads_beside(device: torch.device, cores: int) -> int:
+    """How many of so many cores work for a device: all for the CPU; for a card half of them, eight at most.
+
+    What a card waits for is short, and takes longer in more threads; the other cores are left to those who read and write.
+    """
+    return cores if device.type == "cpu" else max(1, min(_BESIDE_A_CARD, cores // 2))
 
 
 def describe_device(device: torch.device) -> str:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from verglas.compute.device import choose_device, use_threads
+from verglas.compute.device import choose_device, threads_beside, use_threads
 from verglas.compute.memory import share_memory
 from verglas.compute.world import World
 from verglas.errors import InputError, RankLost
@@ -53,9 +53,10 @@ class Ranks:
         return self.rank == 0
 
     def settle(self, device: str, threads: int) -> torch.device:
-        """The device that this rank computes on, and its CPU threads: see `choose_device` and `use_threads`."""
-        use_threads(threads)
-        return choose_device(device)
+        """The device that this rank computes on, by `choose_device`, and its CPU threads, 0: as many as `threads_beside` has it."""
+        chosen = choose_device(device)
+        use_threads(threads or threads_beside(chosen, use_threads()))
+        return chosen
 
     def share(self, rows: torch.Tensor) -> torch.Tensor:
         """The rank's part of `rows`: the parts of ranks 0, 1, … in turn are `rows`."""
@@ -98,11 +99,10 @@ class _Joined(Ranks):
         place = f"{socket.gethostname()} {sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else ''}"
         self._sharing = self.everyones(place).count(place)  # ranks that may run on the same cores
         share_memory(self.hosts.count(socket.gethostname()))
-        cores = use_threads()
-        use_threads(threads or max(1, cores // self._sharing))
         if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
             device = f"cuda:{self._local_rank % max(1, torch.cuda.device_count())}"
         self._device = choose_device(device)
+        use_threads(threads or threads_beside(self._device, max(1, use_threads() // self._sharing)))
         kinds = self.everyones(self._device.type)
         if len(set(kinds)) > 1:
             found = ", ".join(f"rank {rank} {kind}" for rank, kind in enumerate(kinds))

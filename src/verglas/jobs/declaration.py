@@ -61,7 +61,7 @@ class JobParams(BaseModel):
 
     random_seed: int = param(1, "Seed of everything random", flag="--random_seed", ge=0)
     device: str = param("auto", "Where to compute: auto, cpu, cuda or cuda:N")
-    threads: int = param(0, "CPU threads, 0 for all cores", flag="--j", ge=0)
+    threads: int = param(0, "CPU threads, 0 for all cores; in refinements on a card, half of them and eight at most", flag="--j", ge=0)
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ def check_symmetry(job: Job, references: list[torch.Tensor], symmetry: str, seen
     from verglas.volume.symmetry import symmetry_misfit
 
     shells = max(3, seen.box // 6)
-    misfits = [symmetry_misfit(reference, symmetry, shells) for reference in references]
+    misfits = [symmetry_misfit(reference.to(seen.device), symmetry, shells) for reference in references]
     job.record["symmetry_misfit"] = max(misfits)
     for number, (reference, misfit) in enumerate(zip(references, misfits), start=1):
         if misfit <= _MISFIT:

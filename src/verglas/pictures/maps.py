@@ -134,9 +134,8 @@ def _shaded(
         return picture
 
     threads = torch.get_num_threads()
-    at_once = min(threads, len(_VIEWS))
-    try:
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads // at_once,)) as pool:
+    try:  # the steps are short: threads within them cost more than they do
+        with ThreadPoolExecutor(min(threads, len(_VIEWS)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(seen, turns)
     finally:
         torch.set_num_threads(threads)

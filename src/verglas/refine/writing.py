@@ -132,9 +132,11 @@ def _serve(given: BinaryIO, answers: BinaryIO) -> None:
     """Write the states that come after their output, and answer each with what went wrong and what was warned of."""
     import matplotlib.backends.backend_agg  # noqa: F401  now, while nobody waits for it
 
+    threads = torch.get_num_threads()
     output: Output = pickle.load(given)
     while True:
         act, state = pickle.load(given)
+        torch.set_num_threads(1 if act is Output.write_iteration else threads)  # the next iteration is computed meanwhile
         error = None
         with warnings.catch_warnings(record=True) as said:
             try:
@@ -161,3 +163,4 @@ if __name__ == "__main__":
     die_with(int(sys.argv[1]))
     with suppress(EOFError, BrokenPipeError), os.fdopen(int(sys.argv[2]), "wb") as pipe:
         _serve(sys.stdin.buffer, pipe)
+    os._exit(0)  # all is on disk, and the job waits: libraries need not clean up
