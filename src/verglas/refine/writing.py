@@ -130,7 +130,7 @@ def _on_cpu(value: Any) -> Any:
 
 def _serve(given: BinaryIO, answers: BinaryIO) -> None:
     """Write the states that come after their output, and answer each with what went wrong and what was warned of."""
-    import matplotlib.backends.backend_agg  # noqa: F401  now, while nobody waits for it
+    import matplotlib.figure  # noqa: F401  what pictures take, now, while nobody waits for it
 
     threads = torch.get_num_threads()
     output: Output = pickle.load(given)
