@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from verglas.io.mrc import write_map
-from verglas.volume.filters import apply_bfactor, lowpass, shell_weights
+from verglas.volume.filters import apply_weights, bfactor_weights, lowpass, shell_weights
 from volume.maps_for_tests import chain, gaussian
 
 
@@ -27,12 +27,14 @@ def test_bfactor_widens_a_gaussian_as_the_formula_says() -> None:
     sigma, bfactor, pixel_size = 6.0, 800.0, 2.0
     wider = (sigma**2 + bfactor / (8 * torch.pi**2)) ** 0.5
     expected = gaussian(48, pixel_size, (4, -2, 6), wider) * (sigma / wider) ** 3
-    assert torch.allclose(apply_bfactor(gaussian(48, pixel_size, (4, -2, 6), sigma), pixel_size, bfactor), expected, atol=1e-5)
+    found = apply_weights(gaussian(48, pixel_size, (4, -2, 6), sigma), bfactor_weights(48, pixel_size, bfactor))
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_bfactor_and_its_negative_cancel() -> None:
     density = chain(32, 2.5)
-    assert torch.allclose(apply_bfactor(apply_bfactor(density, 2.5, -100.0), 2.5, 100.0), density, atol=1e-5)
+    sharper, back = (bfactor_weights(32, 2.5, bfactor) for bfactor in (-100.0, 100.0))
+    assert torch.allclose(apply_weights(apply_weights(density, sharper), back), density, atol=1e-5)
 
 
 def test_shell_weights_follow_the_curve_and_end_with_it() -> None:

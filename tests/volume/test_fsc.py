@@ -64,7 +64,6 @@ def test_resolution_is_the_last_shell_before_the_first_fall():
     assert fs.resolution_shell(torch.tensor([1.0, 0.1, 0.9])) == 0
     assert fs.resolution_shell(torch.tensor([1.0, 0.9, math.nan, 0.9])) == 1
     assert fs.shell_to_resolution(16, 80, 2.5) == 12.5 and fs.shell_to_resolution(0, 80, 2.5) == math.inf
-    assert fs.resolution_to_shell(12.5, 80, 2.5) == 16 and fs.resolution_to_shell(math.inf, 80, 2.5) == 0
     assert fs.resolution(curve, 12, 2.0) == 8.0
     assert fs.randomisation_shell(curve) == 2 and fs.randomisation_shell(torch.ones(5)) == 4
 

@@ -14,7 +14,7 @@ def poses(n, seed=0):
 def by_brute_force(grid, matrices, perturbation):
     """Distance of every pose of the grid to the nearest copy of each particle's pose [n, poses]."""
     copies = matrices[:, None] @ symmetry_operators(grid.group)
-    turned = perturbation @ grid.matrices
+    turned = perturbation @ euler_to_matrix(grid.angles_of(torch.arange(len(grid))))
     return torch.stack([rotation_distance(copy[:, None], turned).amin(dim=0) for copy in copies])
 
 

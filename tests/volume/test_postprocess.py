@@ -9,7 +9,7 @@ import torch
 from verglas.errors import InputError
 from verglas.io.mrc import read_map, write_map
 from verglas.io.star import list_table, read_star, write_star
-from verglas.volume.filters import apply_bfactor, lowpass
+from verglas.volume.filters import apply_weights, bfactor_weights, lowpass
 from verglas.volume.fsc import fsc
 from verglas.volume.masks import soft_sphere, solvent_mask
 from verglas.volume.postprocess import fsc_weights, guinier_fit, log_amplitudes, mtf_weights, postprocess
@@ -66,7 +66,7 @@ def test_agrees_with_relion(tmp_path: Path, halves: tuple[torch.Tensor, ...], wi
 def test_b_factor_of_a_map_is_found() -> None:
     """White atoms blurred by B = 150 fall off as exp(-B k²/4)."""
     generator = torch.Generator().manual_seed(1)
-    density = apply_bfactor(torch.randn(SIZE, SIZE, SIZE, generator=generator), PIXEL, 150.0)
+    density = apply_weights(torch.randn(SIZE, SIZE, SIZE, generator=generator), bfactor_weights(SIZE, PIXEL, 150.0))
     assert 4 * guinier_fit(log_amplitudes(density), SIZE, PIXEL, 10.0, 5.0).slope == pytest.approx(-150.0, abs=5.0)
 
 

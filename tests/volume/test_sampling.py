@@ -28,6 +28,11 @@ def test_any_direction_finds_its_pixel():
     assert (ours.numpy() == healpix.ang2pix(32, theta, phi, nest=True)).all()
 
 
+def poses_of(grid: sa.RotationGrid) -> torch.Tensor:
+    """Rotation matrices of every pose of the grid [n, 3, 3]."""
+    return euler_to_matrix(grid.angles_of(torch.arange(len(grid))))
+
+
 def test_first_directions_that_relion_writes_for_order_5():
     rot, tilt = sa.healpix_directions(5, torch.arange(3))
     assert torch.allclose(rot, torch.tensor([45.0, 46.4063, 43.5938], dtype=torch.float64), atol=1e-4)
@@ -41,9 +46,10 @@ def test_grid_covers_one_unit_as_closely_as_all_rotations(group):
     assert len(grid) == len(grid.pixels) * 24 and grid.psi_step == 15.0
     everywhere = random_rotations(300, torch.Generator().manual_seed(5))
     copies = (everywhere[:, None] @ operators).flatten(0, 1)
-    nearest = rotation_distance(copies[:, None], grid.matrices[None]).amin(dim=1).reshape(300, -1).amin(dim=1)
+    nearest = rotation_distance(copies[:, None], poses_of(grid)[None]).amin(dim=1).reshape(300, -1).amin(dim=1)
     assert nearest.max() < 15.0
-    assert abs(float(grid.share.sum()) * len(operators) / 192 - 1) < 0.1
+    shares = sa.shares_in_unit(2, group)[grid.pixels]
+    assert abs(float(shares.sum()) * len(operators) / 192 - 1) < 0.1
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -51,9 +57,10 @@ def test_grid_is_no_larger_than_a_unit_and_its_border(group):
     grid = sa.rotation_grid(4, group)
     operators = symmetry_operators(group)
     assert 1 <= len(grid.pixels) * len(operators) / (12 * 4**4) < 1 + 0.05 * len(operators) ** 0.5
-    inner = grid.share == 1
-    kept = sa.asymmetric_unit(grid.matrices, group)
-    assert rotation_distance(kept, grid.matrices)[inner.repeat_interleave(grid.n_psi)].max() < 1e-5
+    inner = sa.shares_in_unit(4, group)[grid.pixels] == 1
+    poses = poses_of(grid)
+    kept = sa.asymmetric_unit(poses, group)
+    assert rotation_distance(kept, poses)[inner.repeat_interleave(grid.n_psi)].max() < 1e-5
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -67,10 +74,11 @@ def test_asymmetric_unit_is_the_same_for_all_copies(group):
 
 def test_order_of_poses_and_psi_step():
     grid = sa.rotation_grid(1, "C2", psi_step=50.0)
-    assert grid.n_psi == 7 and grid.angles.shape == (len(grid), 3)
+    angles = grid.angles_of(torch.arange(len(grid)))
+    assert grid.n_psi == 7 and angles.shape == (len(grid), 3)
     pose = torch.tensor([0, 6, 7, len(grid) - 1])
-    assert torch.equal(grid.angles_of(pose), grid.angles[pose])
-    assert torch.allclose(grid.angles[6, :2], grid.directions[0]) and torch.allclose(grid.angles[7, :2], grid.directions[1])
+    assert torch.equal(grid.angles_of(pose), angles[pose])
+    assert torch.allclose(angles[6, :2], grid.directions[0]) and torch.allclose(angles[7, :2], grid.directions[1])
 
 
 def test_children_are_the_finer_grid():
@@ -79,9 +87,9 @@ def test_children_are_the_finer_grid():
         children = coarse.children(torch.arange(len(coarse)), levels)
         assert children.shape == (len(coarse), 8**levels, 3)
         key = (children.reshape(-1, 3) * 1e6).round().long()
-        whole = (grid.angles * 1e6).round().long()
+        whole = (grid.angles_of(torch.arange(len(grid))) * 1e6).round().long()
         assert {tuple(row) for row in key.tolist()} == {tuple(row) for row in whole.tolist()}
-    parents = euler_to_matrix(coarse.angles)[:, None]
+    parents = poses_of(coarse)[:, None]
     assert rotation_distance(euler_to_matrix(coarse.children(torch.arange(len(coarse)))), parents).max() < 30
 
 
@@ -102,7 +110,7 @@ def test_perturbation_is_small_and_leaves_the_cover():
     grid = sa.rotation_grid(2, "D2")
     poses = random_rotations(200, generator)
     copies = poses[:, None] @ symmetry_operators("D2")
-    turned = turns[0] @ grid.matrices
+    turned = turns[0] @ poses_of(grid)
     assert rotation_distance(copies[:, :, None], turned).amin(dim=(1, 2)).max() < 15.0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from verglas.errors import InputError
 from verglas.jobs.declaration import Check, InputSpec, Items, Job, JobType, Metrics, NodeType, OutputSpec, param
-from verglas.jobs.refinement import EngineParams, check_particles, engine_settings, iterate, prepare, say_empty_classes
+from verglas.jobs.refinement import EngineParams, check_particles, clean, engine_settings, iterate, prepare, say_empty_classes
 
 if TYPE_CHECKING:
     from verglas.refine.output import Output
@@ -146,13 +146,6 @@ def checks(params: Params) -> tuple[Check, ...]:
         Check("max_probability", 0.0, 1.0, "a probability"),
         Check("averages_deviation", 1e-12, None, "empty averages show nothing"),
     )
-
-
-def clean(out: Path):  # type: ignore[no-untyped-def]
-    """Files of all iterations but the last."""
-    from verglas.refine.output import intermediate_files
-
-    return intermediate_files(out)
 
 
 JOB = JobType(

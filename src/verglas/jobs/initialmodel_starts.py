@@ -83,7 +83,7 @@ def _save(path: Path, key: str, state: State) -> None:
 
 
 def _load(path: Path, key: str, like: State) -> State | None:
-    """The state in a file that `_save` wrote under this key, on the devices of `like`; None without one."""
+    """The state in a file that `_save` wrote under this key, on the devices of `like`; None without one, or where another version did."""
     import torch
 
     from verglas.refine.initial_model import State
@@ -91,16 +91,20 @@ def _load(path: Path, key: str, like: State) -> State | None:
     if not path.exists():
         return None
     content = torch.load(path, map_location="cpu", weights_only=True)
-    if content.pop("key") != key:
+    if content.pop("key", None) != key:
         return None
-    return State(**(content | {"maps": content["maps"].to(like.maps)}))
+    try:
+        return State(**(content | {"maps": content["maps"].to(like.maps)}))
+    except (KeyError, TypeError):
+        return None
 
 
 def _write_maps(folder: Path, state: State, pixel_size: float) -> None:
     from verglas.io.mrc import write_map
+    from verglas.refine.output import map_names
 
-    for number, density in enumerate(state.maps.cpu().numpy(), start=1):
-        write_map(folder / f"run_it{state.iteration:03d}_class{number:03d}.mrc", density, pixel_size)
+    for name, density in zip(map_names(str(folder / f"run_it{state.iteration:03d}"), len(state.maps)), state.maps.cpu().numpy()):
+        write_map(name, density, pixel_size)
 
 
 def digest_of(maps: torch.Tensor) -> str:

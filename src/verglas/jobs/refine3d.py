@@ -12,6 +12,7 @@ from verglas.jobs.refinement import (
     Prepared,
     check_particles,
     check_symmetry,
+    clean,
     engine_settings,
     iterate,
     prepare,
@@ -204,13 +205,6 @@ def checks(params: Params) -> tuple[Check, ...]:
         Check("max_probability", 0.0, 1.0, "a probability"),
         Check("map_deviation", 1e-12, None, "an empty map holds no particle"),
     )
-
-
-def clean(out: Path):  # type: ignore[no-untyped-def]
-    """Files of all iterations but the last."""
-    from verglas.refine.output import intermediate_files
-
-    return intermediate_files(out)
 
 
 JOB = JobType(

@@ -401,6 +401,13 @@ def engine_settings(params: EngineParams, device: torch.device, **own: Any) -> S
     )
 
 
+def clean(out: Path) -> Iterator[Path]:
+    """Files of all iterations but the last."""
+    from verglas.refine.output import intermediate_files
+
+    return intermediate_files(out)
+
+
 def say_empty_classes(job: Job, found: torch.Tensor, classes: int) -> None:
     """Name the classes, of so many, that no particle belongs to; `found` int64 [n], from 0."""
     empty = [str(k + 1) for k in range(classes) if not (found == k).any()]

@@ -32,7 +32,7 @@ from verglas.refine.observations import Observations
 from verglas.refine.search import Found
 from verglas.refine.settings import Settings
 from verglas.refine.state import Progress, State
-from verglas.volume.fsc import corrected_fsc, fsc, phase_randomise, randomisation_shell, resolution_shell
+from verglas.volume.fsc import resolution_shell, solvent_corrected
 from verglas.volume.reconstruct import reconstruct, symmetrise
 from verglas.volume.sampling import angular_step
 from verglas.volume.slices import pixel_list
@@ -145,11 +145,7 @@ def _fsc(maps: list[torch.Tensor], seen: Observations, settings: Settings, mask:
     plain = half_map_fsc(maps[0], maps[1], seen.shells, joined_shell)
     if not settings.solvent_correct_fsc or mask is None:
         return plain
-    start = randomisation_shell(plain)
-    generator = torch.Generator().manual_seed(settings.seed)
-    random = [phase_randomise(volume.cpu(), start, generator).to(volume) for volume in maps]
-    masked, randomised = (fsc(first * mask, second * mask)[: seen.shells] for first, second in (maps, random))
-    corrected = corrected_fsc(plain, masked, randomised, start)
+    _, _, corrected, _ = solvent_corrected(maps[0], maps[1], mask, plain, settings.seed)
     corrected[: joined_shell + 1] = 1.0
     return corrected
 

@@ -123,7 +123,7 @@ class Output:
         if model.dims == 2:
             write_stack(f"{stem}_classes.mrcs", references, self.seen.pixel_size)
             return [f"{k:06d}@{stem}_classes.mrcs" for k in range(1, len(references) + 1)]
-        names = _map_names(stem, len(references))
+        names = map_names(stem, len(references))
         for name, reference in zip(names, references):
             write_map(name, reference, self.seen.pixel_size)
         return names
@@ -136,7 +136,7 @@ class Output:
             if self.settings.dims == 2:
                 references = read_stack(f"{stem}_classes.mrcs")
             else:
-                references = np.stack([read_map(name)[0] for name in _map_names(stem, len(model.class_weight))])
+                references = np.stack([read_map(name)[0] for name in map_names(stem, len(model.class_weight))])
             model.references = torch.from_numpy(references).to(self._device)
         return state
 
@@ -167,7 +167,8 @@ def run_key(made_with: str, particles: ParticleSet) -> str:
     return sha256("\n".join([made_with, *particles.column("image_name").astype(str)]).encode()).hexdigest()
 
 
-def _map_names(stem: str, classes: int) -> list[str]:
+def map_names(stem: str, classes: int) -> list[str]:
+    """Files of the maps of so many classes."""
     return [f"{stem}_class{k:03d}.mrc" for k in range(1, classes + 1)]
 
 

@@ -35,12 +35,6 @@ def bfactor_weights(size: int, pixel_size: float, bfactor: float, dims: int = 3)
     return torch.exp((-bfactor / 4 * squared).clamp(max=60.0)).float()
 
 
-def apply_bfactor(values: torch.Tensor, pixel_size: float, bfactor: float, dims: int = 3) -> torch.Tensor:
-    """Images or maps with their amplitudes multiplied by exp(-B k² / 4), B in Å²."""
-    weights = bfactor_weights(values.shape[-1], pixel_size, bfactor, dims)
-    return apply_weights(values, weights.to(values.device), dims)
-
-
 def shell_weights(curve: torch.Tensor, size: int, dims: int = 3) -> torch.Tensor:
     """A curve [shells] spread over a half transform; 0 in shells beyond its end."""
     padded = torch.cat([curve, curve.new_zeros(1)])

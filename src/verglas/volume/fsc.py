@@ -54,11 +54,6 @@ def shell_to_resolution(shell: int, size: int, pixel_size: float) -> float:
     return size * pixel_size / shell if shell else math.inf
 
 
-def resolution_to_shell(resolution: float, size: int, pixel_size: float) -> int:
-    """The shell nearest to a resolution in Å; 0 for an infinite one."""
-    return round(size * pixel_size / resolution)
-
-
 def resolution(curve: torch.Tensor, size: int, pixel_size: float, threshold: float = 0.143) -> float:
     """Resolution in Å at which the curve is read for `threshold`: `resolution_shell`, then `shell_to_resolution`."""
     return shell_to_resolution(resolution_shell(curve, threshold), size, pixel_size)
@@ -79,6 +74,19 @@ def phase_randomise(volume: torch.Tensor, from_shell: int, generator: torch.Gene
     transform, phases = rfft_centred(volume, dims), rfft_centred(noise, dims)
     mixed = transform.abs() * torch.sgn(phases)
     return irfft_centred(torch.where(shell_index(size, dims, volume.device) >= from_shell, mixed, transform), size, dims)
+
+
+def solvent_corrected(
+    half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, unmasked: torch.Tensor, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """FSC of half maps [N, N, N] inside a mask: as it is, with phases randomised, corrected by that ([shells] each), and the first shell
+    whose phases were randomised, which is found in `unmasked`, the FSC of the maps themselves [shells]. The phases hang on `seed` alone.
+    """
+    start = randomisation_shell(unmasked)
+    generator = torch.Generator().manual_seed(seed)
+    random1, random2 = (phase_randomise(half, start, generator) for half in (half1, half2))
+    masked, randomised = (fsc(a * mask, b * mask)[: len(unmasked)] for a, b in ((half1, half2), (random1, random2)))
+    return masked, randomised, corrected_fsc(unmasked, masked, randomised, start), start
 
 
 def corrected_at(shell: int | torch.Tensor, from_shell: int) -> bool | torch.Tensor:

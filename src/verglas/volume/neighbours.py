@@ -33,7 +33,7 @@ def local_neighbours(
     The in-plane angle is compared after the shorter turn from one view direction to the other, so nothing happens at the poles.
     Copies under the grid's group count as the same pose. The nearest direction and angle are always given, however small the cutoff.
     sigma: of the Gaussian prior in each of direction and in-plane angle, degrees; a third of the cutoff where not given.
-    perturbation: rotation that the grid is turned by, P @ grid.matrices (see `sampling.random_perturbation`).
+    perturbation: rotation that the grid's matrices are turned by, P @ matrices (see `sampling.random_perturbation`).
     """
     sigma = cutoff / 3 if sigma is None else sigma
     device = grid.pixels.device

@@ -16,7 +16,7 @@ import torch
 from verglas.errors import InputError
 from verglas.volume.filters import apply_weights, bfactor_weights, lowpass_weights, radius, shell_weights
 from verglas.volume.fourier import radial_average, rfft_centred
-from verglas.volume.fsc import corrected_fsc, fsc, phase_randomise, randomisation_shell, resolution_shell, shell_to_resolution
+from verglas.volume.fsc import fsc, resolution_shell, shell_to_resolution, solvent_corrected
 from verglas.volume.masks import share_of_box
 
 # A Guinier fit over fewer shells than this says little, so its low-resolution end is moved.
@@ -137,13 +137,8 @@ def check_maps(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor) -> 
 
 def fsc_curves(half1: torch.Tensor, half2: torch.Tensor, mask: torch.Tensor, pixel_size: float, seed: int = 1) -> FscCurves:
     """The FSC of two half maps [N, N, N] without and with the mask, corrected for what the mask itself brings."""
-    generator = torch.Generator(half1.device).manual_seed(seed)
     unmasked = fsc(half1, half2)
-    masked = fsc(half1 * mask, half2 * mask)
-    start = randomisation_shell(unmasked)
-    noise1, noise2 = (phase_randomise(half, start, generator) * mask for half in (half1, half2))
-    randomised = fsc(noise1, noise2)
-    corrected = corrected_fsc(unmasked, masked, randomised, start)
+    masked, randomised, corrected, start = solvent_corrected(half1, half2, mask, unmasked, seed)
     fraction = _RELION_FRACTION / share_of_box(mask)
     particle = fraction * unmasked / (1 + (fraction - 1) * unmasked)
     shell = resolution_shell(corrected)

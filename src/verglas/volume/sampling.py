@@ -12,7 +12,7 @@ from functools import cache, cached_property
 
 import torch
 
-from verglas.volume.rotations import axis_rotation, euler_to_matrix
+from verglas.volume.rotations import axis_rotation
 from verglas.volume.symmetry import group_name, symmetry_operators
 
 # place of each base pixel: row of its southern corner in units of N_side, and twice its longitude in units of 45 degrees
@@ -104,24 +104,19 @@ def asymmetric_unit(matrices: torch.Tensor, group: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RotationGrid:
-    """A grid over one unit of SO(3): `pixels` [directions] (nested HEALPix of `order`) x `n_psi` in-plane angles of 360/n_psi.
-
-    share [directions]: the part of each direction's cell that lies in the unit, 1 but at its border. It is the prior of a direction
-    when all orientations are equally likely; times the order of the group, the shares add up to nearly the whole sphere.
-    """
+    """A grid over one unit of SO(3): `pixels` [directions] (nested HEALPix of `order`) x `n_psi` in-plane angles of 360/n_psi."""
 
     order: int
     group: str
     pixels: torch.Tensor
     n_psi: int
-    share: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.pixels) * self.n_psi
 
     def to(self, device: torch.device | str) -> RotationGrid:
         """The same grid with its tensors on `device`."""
-        return replace(self, pixels=self.pixels.to(device), share=self.share.to(device))
+        return replace(self, pixels=self.pixels.to(device))
 
     @property
     def psi_step(self) -> float:
@@ -133,18 +128,8 @@ class RotationGrid:
         """Rot, tilt of each direction [directions, 2], degrees, float64."""
         return torch.stack(healpix_directions(self.order, self.pixels), dim=-1)
 
-    @cached_property
-    def angles(self) -> torch.Tensor:
-        """Rot, tilt, psi of every pose [directions * n_psi, 3], degrees, float64; psi runs fastest."""
-        return self.angles_of(torch.arange(len(self), device=self.pixels.device))
-
-    @cached_property
-    def matrices(self) -> torch.Tensor:
-        """Rotation matrices of every pose [directions * n_psi, 3, 3], float64."""
-        return euler_to_matrix(self.angles)
-
     def angles_of(self, poses: torch.Tensor) -> torch.Tensor:
-        """Rot, tilt, psi [..., 3] of poses [...] given by their place in the grid."""
+        """Rot, tilt, psi [..., 3] of poses [...] given by their place in the grid, degrees, float64; psi runs fastest."""
         psi = (poses % self.n_psi + 0.5) * self.psi_step
         return torch.cat([self.directions[poses // self.n_psi], psi[..., None].double()], dim=-1)
 
@@ -173,15 +158,14 @@ def rotation_grid(
     is far from all cells; by the centre of the cell alone a few per cent of the poses would be. InputError for an unknown group.
     """
     group = group_name(symmetry)
-    share = _shares(healpix_order, group)
-    pixels = torch.nonzero(share > _LEAST_SHARE).squeeze(1)
+    pixels = torch.nonzero(shares_in_unit(healpix_order, group) > _LEAST_SHARE).squeeze(1)
     n_psi = max(1, round(360.0 / (angular_step(healpix_order) if psi_step is None else psi_step)))
-    return RotationGrid(healpix_order, group, pixels.to(device), n_psi, share[pixels].to(device))
+    return RotationGrid(healpix_order, group, pixels.to(device), n_psi)
 
 
 @cache
-def _shares(order: int, group: str) -> torch.Tensor:
-    """Part of each cell of `order` inside the group's unit, counted on the 16 directions two orders finer; float64."""
+def shares_in_unit(order: int, group: str) -> torch.Tensor:
+    """Part of each cell of `order` inside the group's unit [12 · 4^order], counted on the 16 directions two orders finer; float64."""
     fine = 0 if group == "C1" else 2
     views = view_directions(*healpix_directions(order + fine))
     centre = torch.tensor(_CENTRE, dtype=torch.float64)
