@@ -256,3 +256,32 @@ def test_launchers(launcher: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**clean, **allow}, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout)["resources"]["ranks"] == 2
+
+
+def test_torchrun_starts_a_job_that_lost_a_rank_again_and_it_goes_on() -> None:
+    """`--max-restarts`, as the README gives it: the worker is killed, the command ends well by itself."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m"]
+    words = [*map(str, CLASSIFY), "--iterations", "12", "--out", "restarted"]
+    with Path("said").open("w") as said:
+        process = subprocess.Popen([*start, "verglas", "job", *words], stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 100
+        while not Path("restarted/run_it001_optimiser.star").exists():
+            assert process.poll() is None and time.monotonic() < deadline, Path("said").read_text()[-2000:]
+            time.sleep(0.01)
+        os.kill(_second_rank(), signal.SIGKILL)
+        assert process.wait(100) == 0, Path("said").read_text()[-2000:]
+    record = record_of("restarted")
+    assert record.verdict == "PASS" and record.items is not None and record.items["done"] == 80
+    assert "going on after iteration" in Path("restarted/run.out").read_text()
+
+
+def _second_rank() -> int:
+    """The process that torchrun started as rank 1 of the job in `restarted`."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words, given = ((process / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if b"restarted" in words and b"RANK=1" in given and b"torch.distributed.run" not in words:
+            return int(process.name)
+    raise AssertionError("no second rank is running")
