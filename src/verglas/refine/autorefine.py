@@ -113,7 +113,7 @@ def _score_shell(state: State, limit: int, last: bool) -> int:
     progress = state.progress
     shell = progress.resolution_shell
     if last:
-        return min(limit, max(shell + 1, math.ceil(_LAST_BEYOND * shell)))
+        return min(limit, math.ceil(_LAST_BEYOND * shell))
     ahead = SHELLS_AHEAD
     if progress.fsc_at_limit > _HIGH_FSC and float(state.assignments.max_probability.mean()) > _SHARP:
         ahead += round(_MUCH_BEYOND * limit)
