@@ -13,12 +13,17 @@ from refine.particles_for_tests import simulated
 from refine.test_initial_model import BOX, PIXEL, truth
 from verglas.errors import InputError, JobAborted
 from verglas.io.mrc import read_map, write_stack
+from verglas.io.star import read_star
+from verglas.jobs.declaration import Job
 from verglas.jobs.initialmodel import JOB
 from verglas.particles import read_particles, write_particles
+from verglas.refine.initial_model import InitialModel, State
 from verglas.scores.maps import map_fsc_to_truth
 from verglas.volume.atoms import density_from_atoms
+from verglas.volume.filters import lowpass
 from verglas.volume.fsc import fsc, resolution_shell
-from verglas.volume.symmetry import normaliser, symmetry_misfit, symmetry_operators
+from verglas.volume.masks import soft_sphere
+from verglas.volume.symmetry import normaliser, symmetrise_map, symmetry_misfit, symmetry_operators
 
 PARAMS = {
     "mask_diameter": 120,
@@ -144,6 +149,30 @@ def test_the_iterations_after_the_starts_add_detail(done: tuple) -> None:
 
     starts = [resolution(done[0] / f"start{number}/{LAST_OF_START}_class001.mrc") for number in (1, 2)]
     assert resolution(done[0] / "initial_model.mrc") < 16.0 < min(starts)  # Nyquist's is 14 Å
+
+
+@pytest.mark.parametrize("good", [1, 2])
+def test_the_likelier_start_is_kept_whichever_it_is(good: int, project: Path, done: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start ends in a map that was found, one in a lump of the same size and strength: the first is gone on with, and said to be."""
+    found = torch.from_numpy(read_map(done[0] / f"start1/{LAST_OF_START}_class001.mrc")[0])
+    noise = symmetrise_map(lowpass(torch.randn(found.shape, generator=torch.Generator().manual_seed(1)), PIXEL, 30.0), "D2")
+    lump = (1 + noise / noise.std()) * soft_sphere(BOX, 40.0 / PIXEL, 3.0)
+    lump = lump * found.norm() / lump.norm()
+
+    def ended(job: Job, model: InitialModel, state: State, last: int, name: str) -> State:
+        return State(last, (found if name == f"start {good}" else lump)[None], state.shares)
+
+    monkeypatch.setattr("verglas.jobs.initialmodel_starts._iterated", ended)
+    for name in ("draw_maps_in_a_row", "draw_slices"):
+        monkeypatch.setattr(f"verglas.pictures.maps.{name}", lambda *_, **__: None)
+    out, params = project / f"good{good}", PARAMS | {"refine_iterations": 1}
+    run_job(JOB, params, {"particles": project / "particles.star"}, out)
+    density, metrics = torch.from_numpy(read_map(out / "initial_model.mrc")[0]), JOB.measure(out, JOB.params(**params))
+    to_found, to_lump = (resolution_shell(fsc(density, each), 0.5) for each in (found, lump))
+    assert to_found >= 6 > to_lump
+    gains = read_star(out / "starts.star")["starts"]["gain"].astype(float)
+    assert gains.argmax() == good - 1 and metrics["log_likelihood"] == gains.max() > gains.min()
+    assert metrics["shape_kept"] == PARAMS["sgd_fin_resol"]
 
 
 def test_states_of_other_settings_are_not_taken(project: Path, done: tuple) -> None:

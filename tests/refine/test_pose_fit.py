@@ -6,11 +6,14 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from refine.particles_for_tests import simulated
 from refine.sets import particles, seen, without_poses
 from verglas.compute import native
+from verglas.particles import ParticleSet
 from verglas.refine import accumulate, curvature, curvature_native, expectation
 from verglas.refine.assignments import from_particles, split_halves
 from verglas.refine.autorefine import refine
@@ -28,9 +31,10 @@ from verglas.refine.state import load_state, save_state
 from verglas.scores.poses import pose_errors
 from verglas.volume import slices
 from verglas.volume.filters import lowpass
-from verglas.volume.rotations import axis_rotation, euler_to_matrix, geodesic, random_rotations, rotation_distance
+from verglas.volume.rotations import axis_rotation, euler_to_matrix, geodesic, matrix_to_euler, random_rotations, rotation_distance
 from verglas.volume.slices import Pixels, Projector, pixel_list
-from verglas.volume.symmetry import symmetry_operators
+from verglas.volume.symmetry import symmetrise_map, symmetry_operators
+from volume.maps_for_tests import chain
 
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(native.native_library(curvature_native.SOURCE) is None, reason="no C++ compiler")),
@@ -188,20 +192,30 @@ def test_the_largest_share_is_that_of_a_cell() -> None:
     assert posterior.largest_share(large) > 0.999
 
 
+def posed(group: str, box: int) -> tuple[torch.Tensor, ParticleSet, torch.Tensor]:
+    """Images, true poses and the map of 24 particles of a symmetry."""
+    if group == "D2":
+        return particles(24, box, 6.0, 0.3)
+    truth = symmetrise_map(torch.roll(chain(box, 6.0, seed=2, atoms=300, radius=30.0), (3, 2, 4), (0, 1, 2)), group)
+    table, images, rotations, origins = simulated(truth, 6.0, 24, snr=5.0, shift=3.0)
+    poses = dict(zip(("rot", "tilt", "psi"), matrix_to_euler(rotations.double()).T.numpy()))
+    return images.read(np.arange(24)), table.with_columns(**poses, origin_x=origins[:, 0].numpy(), origin_y=origins[:, 1].numpy()), truth
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("fit", ["found", "last"])
-def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, table, truth = particles(24, 32, 6.0, 0.3)
+@pytest.mark.parametrize(("fit", "group", "box"), [("found", "D2", 32), ("last", "D2", 32), ("found", "C3", 33), ("last", "O", 33)])
+def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, group: str, box: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, table, truth = posed(group, box)
     view = seen(images, table, device)
     own = from_particles(table, len(view.micrographs), device=device)
     tau2 = spectrum(truth[None]).to(device)[:, : view.shells]
     rows = torch.arange(24, device=device)
     share = torch.ones(1, dtype=torch.float64, device=device)
     model = Model(truth[None].to(device), starting_noise(view, rows, own), tau2, 9 * torch.ones_like(tau2), share, 6.0)
-    coarse, score, full = (pixel_list(32, shell, multiple=64, device=device) for shell in (8, 12, 15))
-    grid = SpaceGrid(3, "D2", torch.Generator().manual_seed(2))
+    coarse, score, full = (pixel_list(box, shell, multiple=64, device=device) for shell in (8, 12, 15))
+    grid = SpaceGrid(3, group, torch.Generator().manual_seed(2))
     shifts = shifts_within(1.5, 1.0, None, device)
-    search = Search(grid, shifts, coarse, score, full, symmetry="D2", local_sigma=5.0, offset_step=1.0, fit=fit)
+    search = Search(grid, shifts, coarse, score, full, symmetry=group, local_sigma=5.0, offset_step=1.0, fit=fit)
     with monkeypatch.context() as plain:
         plain.setattr(expectation, "fast_products", lambda _: nullcontext())
         compiled = expect(view, rows, own, model, search)
@@ -216,7 +230,7 @@ def test_a_pass_by_compiled_code_is_the_plain_one(device: str, fit: str, monkeyp
         assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1), field.name
     assert (compiled[1].significant == 6).all() and (compiled[1].max_probability <= 1).all()
     true = euler_to_matrix(torch.from_numpy(table.angles())).float().to(device)
-    off = torch.stack([rotation_distance(compiled[1].matrices, true @ each) for each in symmetry_operators("D2").to(true)]).amin(0)
+    off = torch.stack([rotation_distance(compiled[1].matrices, true @ each) for each in symmetry_operators(group).to(true)]).amin(0)
     assert off.median() < 3 and off.max() < 12  # whichever copy of its last pose the grid holds, an image is fitted
 
 

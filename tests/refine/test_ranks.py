@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,13 @@ def alone(work: str) -> dict[str, Any]:
     return WORKS[work](ALONE)
 
 
+@cache
+def together(work: str, size: int) -> dict[int, Any]:
+    """What each of so many ranks found."""
+    with TemporaryDirectory() as folder:
+        return on_ranks(size, Path(folder), WORKS[work])
+
+
 def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
     """Equal to summation order: nothing of a particle has changed but rounding, and maps differ by far less than their noise."""
     assert (one["classes"] == other["classes"]).all()
@@ -123,8 +131,8 @@ def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -
 
 @pytest.mark.parametrize("work", WORKS)
 @pytest.mark.parametrize("size", [2, 4])
-def test_many_ranks_find_what_one_finds(work: str, size: int, tmp_path: Path) -> None:
-    found = on_ranks(size, tmp_path, WORKS[work])
+def test_many_ranks_find_what_one_finds(work: str, size: int) -> None:
+    found = together(work, size)
     assert not [error for error in found.values() if isinstance(error, Exception)]
     # a fit ends where a step promises too little, a tenth of the posterior's deviation: rounding decides which step is the last
     assert_close(alone(work), found[0], 5e-2 if work == "fitted" else 2e-3)
@@ -133,11 +141,9 @@ def test_many_ranks_find_what_one_finds(work: str, size: int, tmp_path: Path) ->
             assert np.array_equal(found[0][name], found[rank][name]), name
 
 
-@pytest.mark.parametrize("work", ["refined", "fitted", "classified"])
-def test_the_same_ranks_find_the_same_bits(work: str, tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    one, two = (on_ranks(2, tmp_path / name, WORKS[work])[0] for name in ("one", "two"))
+@pytest.mark.parametrize(("work", "size"), [*((work, 2) for work in WORKS), ("sorted in 3D", 4)])
+def test_the_same_ranks_find_the_same_bits(work: str, size: int, tmp_path: Path) -> None:
+    one, two = together(work, size)[0], on_ranks(size, tmp_path, WORKS[work])[0]
     for name in one:
         assert np.array_equal(one[name], two[name]), name
     again = WORKS[work](ALONE)

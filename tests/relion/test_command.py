@@ -3,12 +3,15 @@
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import ValidationError
 
 from verglas.errors import InputError
+from verglas.jobs.declaration import JobType
 from verglas.jobs.registry import MODULES, job_type
 from verglas.relion import install
 from verglas.relion.command import arguments, extra_options, going_on, split_options, value_of
@@ -148,6 +151,41 @@ def test_what_relion_cannot_express_is_named(name: str, params: dict[str, Any], 
     with pytest.raises(InputError, match=f"^{option}: ") as caught:
         command(name, needed | params, inputs)
     assert str(why_not(job_type(name), job_type(name).params(**needed, **params), inputs)) == str(caught.value)
+
+
+NEEDED: dict[str, dict[str, Any]] = {"MaskCreate": {"inimask_threshold": 0.02}, "PostProcess": {}}
+# What RELION isn't told: only our measurements use it, or its program draws nothing at random or has no threads
+APART = {("MaskCreate", "molecular_weight"), ("MaskCreate", "random_seed"), ("PostProcess", "threads")}
+
+
+def another(declared: JobType, name: str, params: Any) -> Any:
+    """The same parameters but for one, which has a valid value that isn't its default."""
+    before, annotation = getattr(params, name), declared.params.model_fields[name].annotation
+    choices = (not before,) if annotation is bool else ("cpu", "C2", "word", *get_args(annotation), 0.9, 2, 20, 200, 6)
+    for value in choices:
+        with suppress(ValidationError):
+            changed = declared.params(**{**params.model_dump(), name: value})
+            if getattr(changed, name) != before:
+                return changed
+    raise AssertionError(f"no other value for {name}: add one")
+
+
+@pytest.mark.parametrize("name, parameter", [(name, parameter) for name in PROGRAMS for parameter in job_type(name).params.model_fields])
+def test_no_parameter_is_dropped(name: str, parameter: str) -> None:
+    """Another value of it changes RELION's command or is refused by name; all else that has no part in the command is listed here."""
+    declared = job_type(name)
+    params = declared.params(**NEEDED.get(name, {"mask_diameter": 150.0}))
+    changed = another(declared, parameter, params)
+
+    def said(params: Any) -> list[list[str]]:
+        return sorted(split_options(arguments(declared, params, {}, Path("J"), threads=params.threads)))
+
+    try:
+        dropped = said(changed) == said(params)
+    except InputError as error:
+        assert error.where == "--" + parameter.replace("_", "-") and "cannot be given to RELION" in error.problem
+        dropped = False
+    assert dropped == ((name, parameter) in APART)
 
 
 @pytest.mark.relion

@@ -13,6 +13,7 @@ import pytest
 
 from command_line import Ran, job
 from relion.conftest import COUNT, DIAMETER
+from relion.test_files import iteration
 from verglas.errors import InputError
 from verglas.particles import read_particles, write_particles
 from verglas.project.project import Project
@@ -114,6 +115,25 @@ def test_the_engine_is_part_of_the_work(work: Path, stand_in: StandIn, capsys: p
     assert run_command("r.toml", ["sort.engine=verglas"], plan=False, as_json=False, engine=by) == 0
     with pytest.raises(InputError, match=r"--device: cannot be given to RELION.*Give the step engine"):
         run_command("r.toml", ["sort.device=cpu"], plan=False, as_json=False, engine=by)
+
+
+@pytest.mark.parametrize("words", [CLASS2D, REFINE3D], ids=["Class2D", "Refine3D"])
+def test_an_iteration_to_go_on_after_is_given_to_relion(words: tuple[object, ...], work: Path, stand_in: StandIn) -> None:
+    """An optimiser that is named, not the last one: what came after it is removed, and RELION is told to continue from it."""
+    for program in ("relion_refine", "relion_refine_mpi", "mpirun"):
+        stand_in(program, "exit 1")
+    failed(by_relion(*words, "--iterations", 5), "RELION: exit code 1")
+    for number in (1, 2, 3):
+        iteration(work, number, halves=words is REFINE3D)
+    ran = job(str(words[0]), "--continue", "J/run_it002_optimiser.star")
+    record = read_record(Path("J"))
+    assert ran.code == 1 and "going on after iteration 2" in ran.said, ran.said
+    assert record is not None and record.engine == "relion"
+    (command,) = record.facts["relion_commands"]
+    assert "--continue J/run_it002_optimiser.star --o J/run " in command and " --i " not in command
+    assert Path("J/run_it002_data.star").exists() and not list(Path("J").glob("run_it003_*"))
+    gone = job(str(words[0]), "--continue", "J/run_it003_optimiser.star")
+    assert gone.code == 2 and "run_it003_optimiser.star: is not there" in gone.said
 
 
 def start(*words: object) -> subprocess.Popen[bytes]:
