@@ -120,7 +120,11 @@ def largest_class(state: State) -> torch.Tensor:
 
 
 def agreement(start: Start, best: Start) -> tuple[float, bool]:
-    """Resolution in Å to which the map of a start agrees with the best one's (FSC 0.5 in the mask's sphere), and whether mirrored."""
+    """Resolution in Å to which the map of a start agrees with the best one's (FSC 0.5 in the mask's sphere), and whether mirrored.
+
+    No finer than that of the starts; `NO_RESOLUTION` where they have nothing in common.
+    """
+    from verglas.refine.relion_tables import NO_RESOLUTION
     from verglas.scores.maps import map_fsc_to_truth
     from verglas.volume.symmetry import has_free_axis, normaliser
 
@@ -137,7 +141,7 @@ def agreement(start: Start, best: Start) -> tuple[float, bool]:
         rotations=rotations,
         align_to=1.5 * settings.fin_resolution,
     )
-    return max(score.resolution, settings.fin_resolution), score.mirrored
+    return min(max(score.resolution, settings.fin_resolution), NO_RESOLUTION), score.mirrored
 
 
 def symmetrised_start(job: Job, start: Start, last_iteration: int) -> Start:
