@@ -141,6 +141,10 @@ def test_refine3d(project: Path) -> None:
     together = np.sqrt(2 * fsc[inside] / (1 + fsc[inside]))
     assert np.allclose(ssnr[inside], together / (1 - together), rtol=1e-3)
     assert set(read_particles("job/run_data.star").column("half")) == {1, 2}
+    shorter = REFINE3D | {"iterations": 2}
+    again = make_job(refine3d.JOB, shorter, inputs(), Path("job"))
+    refine3d.JOB.run(again)
+    assert again.record["iterations"] == judged(refine3d.JOB, shorter, Path("job"))["iterations"] == 3 < metrics["iterations"]
 
 
 def test_refine3d_judged_inside_a_mask_with_other_choices(project: Path) -> None:

@@ -173,6 +173,7 @@ def measure(out: Path, params: Params) -> Metrics:
     from verglas.io.mrc import read_map
     from verglas.io.star import list_table, numbers, read_star
     from verglas.particles import read_particles
+    from verglas.refine.output import whole_iterations
     from verglas.volume.fsc import fsc, resolution
 
     (first, pixel_size), (second, _) = (read_map(out / f"run_half{half}_class001_unfil.mrc") for half in (1, 2))
@@ -188,7 +189,7 @@ def measure(out: Path, params: Params) -> Metrics:
         "accuracy_offset": float(numbers(classes, "rlnAccuracyTranslationsAngst", path)[0]),
         "max_probability": float(particles.column("max_probability").mean()),
         "smaller_half": float(min((half == 1).mean(), (half == 2).mean())),
-        "iterations": len(list(out.glob("run_it*_optimiser.star"))) + 1,
+        "iterations": sum(number <= params.iterations for number in whole_iterations(out)) + 1,  # the others are an earlier, longer run's
         "map_deviation": float(np.std(read_map(out / "run_class001.mrc")[0])),
     }
 

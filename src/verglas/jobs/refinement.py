@@ -365,6 +365,7 @@ def iterate(
             bar.advance()
         if write is not None and finish is not None:
             write(state, finish)
+    job.record["iterations"] = state.iteration  # there may be files of more, from a longer run
     return state
 
 

@@ -56,8 +56,7 @@ class Output:
 
     def last_state(self) -> State | None:
         """The state of the last complete iteration of the same run that is not past `settings.iterations`, or None."""
-        whole = {int(path.name[6:].partition("_")[0]): path for path in self.folder.glob("run_it*_optimiser.star")}
-        own = self.key
+        whole, own = whole_iterations(self.folder), self.key
         for number in sorted((number for number in whole if number <= self.settings.iterations), reverse=True):
             root = whole[number].with_name(f"run_it{number:03d}")
             key = Path(f"{root}_state.key")
@@ -176,6 +175,11 @@ def _without_maps(state: State) -> State:
     """What is left of a state to be written when its references are files of their own."""
     models = [replace(model, references=model.references.new_zeros(0)) for model in state.models]
     return replace(state, models=models, unfiltered=[])
+
+
+def whole_iterations(folder: Path) -> dict[int, Path]:
+    """The optimisers of the iterations that are complete, by number."""
+    return {int(path.name[6:].partition("_")[0]): path for path in folder.glob("run_it*_optimiser.star")}
 
 
 def intermediate_files(folder: Path) -> Iterator[Path]:
