@@ -11,8 +11,9 @@ import torch
 
 from ranks_for_tests import on_ranks
 from verglas.compute.memory import free_bytes, share_memory
-from verglas.compute.ranks import ALONE, Ranks
-from verglas.errors import RankLost
+from verglas.compute.ranks import ALONE, Ranks, join
+from verglas.compute.world import World
+from verglas.errors import InputError, RankLost
 
 
 @dataclass
@@ -79,6 +80,12 @@ def _what_is_lost(ranks: Ranks) -> str:
     except RankLost as error:
         return str(error)
     return "nothing"
+
+
+def test_a_timeout_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERGLAS_RANKS_TIMEOUT", "soon")
+    with pytest.raises(InputError, match="VERGLAS_RANKS_TIMEOUT: 'soon' is no number"):
+        join(World(0, 2, 0), 1)
 
 
 def test_a_rank_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

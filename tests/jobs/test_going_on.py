@@ -10,6 +10,7 @@ from command_line import job
 from refine.sets import DIAMETER, particles
 from verglas.io.mrc import read_map, write_map, write_stack
 from verglas.particles import write_particles
+from verglas.records.record import read_record
 from workflow.commands import wait_until_free
 from workflow.killed import KILLED, run_and_kill
 
@@ -90,6 +91,19 @@ def test_an_iteration_whose_maps_are_gone_is_passed_over() -> None:
     assert files("torn")["run_it004_classes.mrcs"] == whole["run_it004_classes.mrcs"]
 
 
+def test_an_iteration_whose_state_is_damaged_is_passed_over() -> None:
+    words, _ = RUNS["Class2D"]
+    if not Path("Class2D").exists():
+        assert job(*words, out="Class2D").code == 0
+    shutil.copytree("Class2D", "cut")
+    state = Path("cut/run_it004_state.pt")
+    state.write_bytes(state.read_bytes()[:-500])
+    again = job("Class2D", "--continue", "cut")
+    assert again.code == 0 and "going on after iteration 3" in again.said, again.said
+    for name in ("run_it004_classes.mrcs", "run_it004_data.star"):
+        assert files("cut")[name] == files("Class2D")[name]
+
+
 def test_fewer_iterations_take_an_earlier_one() -> None:
     words, _ = RUNS["Class3D"]
     if not Path("Class3D").exists():
@@ -98,6 +112,9 @@ def test_fewer_iterations_take_an_earlier_one() -> None:
     fewer = job("Class3D", "--continue", "Class3D", "--iterations", 3)
     assert fewer.code == 0 and "going on after iteration 2" in fewer.said, fewer.said
     assert files("Class3D")["run_it003_class001.mrc"] == whole["run_it003_class001.mrc"]
+    assert files("Class3D").keys() == {name for name in whole if "it004" not in name}
+    record = read_record(Path("Class3D"))
+    assert record is not None and record.iterations == 3
 
 
 def test_a_killed_start_goes_on_to_the_same_bits_and_may_be_refined_further() -> None:

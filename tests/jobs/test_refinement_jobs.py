@@ -142,9 +142,9 @@ def test_refine3d(project: Path) -> None:
     assert np.allclose(ssnr[inside], together / (1 - together), rtol=1e-3)
     assert set(read_particles("job/run_data.star").column("half")) == {1, 2}
     shorter = REFINE3D | {"iterations": 2}
-    again = make_job(refine3d.JOB, shorter, inputs(), Path("job"))
-    refine3d.JOB.run(again)
-    assert again.record["iterations"] == judged(refine3d.JOB, shorter, Path("job"))["iterations"] == 3 < metrics["iterations"]
+    run_job(refine3d.JOB, shorter, inputs(), Path("job"))  # what a longer run left is none of it
+    assert judged(refine3d.JOB, shorter, Path("job"))["iterations"] == 3 < metrics["iterations"]
+    assert Path("job/run_it002_optimiser.star").exists() and not list(Path("job").glob("run_it003*"))
 
 
 def test_refine3d_judged_inside_a_mask_with_other_choices(project: Path) -> None:
@@ -163,6 +163,12 @@ def test_refine3d_judged_inside_a_mask_with_other_choices(project: Path) -> None
     found = pd.to_numeric(model["model_class_1"]["rlnGoldStandardFsc"])[8:15]
     assert found.mean() > float(fsc(*halves)[8:15].mean()) + 0.02
     assert not read_map("job/run_class001.mrc")[0][sphere.numpy() == 0].any()
+
+
+def test_a_mask_of_nothing_is_refused(project: Path) -> None:
+    write_map(project / "mask.mrc", np.zeros((BOX,) * 3, np.float32), PIXEL)
+    with pytest.raises(InputError, match=r"mask\.mrc: holds values from 0 to 0"):
+        run_job(refine3d.JOB, REFINE3D, inputs(mask=Path("mask.mrc")), Path("job"))
 
 
 def test_the_order_of_rows_does_not_matter(project: Path) -> None:

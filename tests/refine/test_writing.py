@@ -93,6 +93,14 @@ def test_a_process_begun_earlier_writes_few_and_does_what_else_it_is_given(
     assert Path("run", "written_by").read_text() == str(writer.process.pid)
 
 
+def test_a_process_that_was_begun_for_nothing_ends_with_who_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = Writer()
+    assert _writers(tmp_path, 1) == [writer.process.pid]
+    del writer
+    assert not _writers(tmp_path, 0)
+
+
 def _where(output: Output, state: State) -> None:
     """What a job would draw: all of the state is there."""
     assert output.folder == Path("run") and len(state.unfiltered) == state.iteration - 1

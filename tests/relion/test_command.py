@@ -72,7 +72,7 @@ COMMANDS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"mask_diameter": 150.0, "iterations": 20, "solvent_correct_fsc": True},
         {"particles": PARTICLES, "reference": MAP, "mask": MASK},
         f"--o J/run --i p.star --ref map.mrc --solvent_mask mask.mrc {ENGINE} --sym C1 --ini_high 60 --firstiter_cc --healpix_order 2 "
-        "--auto_local_healpix_order 4 --auto_iter_max 19 --low_resol_join_halves 40 --solvent_correct_fsc --tau2_fudge 1 "
+        "--auto_local_healpix_order 4 --auto_iter_max 20 --low_resol_join_halves 40 --solvent_correct_fsc --tau2_fudge 1 "
         f"--auto_refine --split_random_halves {REFINE} --j 2 --pipeline_control J/",
     ),
     (
@@ -226,7 +226,7 @@ def test_further_options() -> None:
 def test_the_command_that_goes_on() -> None:
     refine3d, said = program_of("Refine3D"), command("Refine3D", {"mask_diameter": 150.0}, {"particles": PARTICLES, "reference": MAP})
     optimiser = Path("J/run_it003_optimiser.star")
-    words = "--continue J/run_it003_optimiser.star --o J/run --auto_iter_max 39 --j 2 --pool 30 --dont_combine_weights_via_disc"
+    words = "--continue J/run_it003_optimiser.star --o J/run --auto_iter_max 40 --j 2 --pool 30 --dont_combine_weights_via_disc"
     assert sorted(going_on(refine3d, optimiser, Path("J"), said)) == sorted([*words.split(), "--pipeline_control", "J/"])
     last = going_on(refine3d, optimiser, Path("J"), said, finish=True)
     assert "--force_converge" in last and "--auto_iter_max" not in last

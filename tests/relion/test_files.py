@@ -9,9 +9,21 @@ import pytest
 
 from relion.conftest import BOX, COUNT, PIXEL
 from verglas.io.mrc import write_map
+from verglas.io.relion_iterations import remove_iterations_after
 from verglas.io.star import read_star, write_star
+from verglas.jobs import class3d
 from verglas.particles import read_particles, write_particles
-from verglas.relion.files import count_particles, last_whole_iteration, remove_iterations_after, write_references
+from verglas.relion.files import count_particles, last_whole_iteration, write_references
+from verglas.relion.measure import checks_of
+
+
+def test_maps_of_relion_may_go_beyond_what_was_compared() -> None:
+    """It limits what images are compared to, ours limits the maps too."""
+    params = class3d.JOB.params(mask_diameter=150.0, limit_resolution=15.0, ini_high=30.0)
+    made = (class3d.JOB.checks(params), checks_of(class3d.JOB)(params))
+    ours, relions = ({check.metric: check for check in checks}["best_resolution"] for checks in made)
+    assert (ours.low, ours.high) == (14.25, 30.0)
+    assert relions.low is not None and relions.low < 13.44 and relions.high == 30.0
 
 
 def iteration(folder: Path, number: int, halves: bool = False) -> None:

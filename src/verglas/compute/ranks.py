@@ -217,7 +217,10 @@ def join(world: World, store: dist.Store | int, phase: Phase = lambda name: null
 
     `phase` accounts the time of a block: `wait` for the slowest rank, `communicate` once all are there.
     """
-    patience = float(os.environ.get(_PATIENCE) or _PATIENCE_S)
+    try:
+        patience = float(os.environ.get(_PATIENCE) or _PATIENCE_S)
+    except ValueError:
+        raise InputError(_PATIENCE, f"{os.environ[_PATIENCE]!r} is no number", "Give seconds, or leave it unset") from None
     if (interface := _interface_towards(world.address)) is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:

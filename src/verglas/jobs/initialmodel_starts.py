@@ -78,24 +78,22 @@ def _save(path: Path, key: str, state: State) -> None:
 
     from verglas.io.atomic import whole_file
 
-    with whole_file(path) as part:
-        torch.save({"key": key, **vars(state)}, part)
+    with whole_file(path) as part, part.open("wb") as file:  # an open file tells of a full disk as the system does
+        torch.save({"key": key, **vars(state)}, file)
 
 
 def _load(path: Path, key: str, like: State) -> State | None:
-    """The state in a file that `_save` wrote under this key, on the devices of `like`; None without one, or where another version did."""
-    import torch
-
+    """The state in a file that `_save` wrote under this key, on the devices of `like`; None without one that can be read."""
+    from verglas.errors import FileFormatError
     from verglas.refine.initial_model import State
+    from verglas.refine.state import load_tensors
 
     if not path.exists():
         return None
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if content.pop("key", None) != key:
-        return None
     try:
-        return State(**(content | {"maps": content["maps"].to(like.maps)}))
-    except (KeyError, TypeError):
+        content = load_tensors(path, "cpu")
+        return None if content.pop("key") != key else State(**(content | {"maps": content["maps"].to(like.maps)}))
+    except (FileFormatError, KeyError, TypeError):  # damaged, or another version's
         return None
 
 

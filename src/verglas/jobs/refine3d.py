@@ -53,7 +53,9 @@ class Params(EngineParams):
         ge=1,
         le=8,
     )
-    iterations: int = param(40, "At most so many iterations; converged runs end earlier", flag="--auto_iter_max", ge=2)
+    iterations: int = param(
+        40, "At most so many iterations before the one that joins the halves; converged runs end earlier", flag="--auto_iter_max", ge=1
+    )
     low_resol_join_halves: float = param(
         40.0, "Average the halves below this resolution, 0: never", flag="--low_resol_join_halves", unit="Å", ge=0
     )
@@ -171,9 +173,9 @@ def measure(out: Path, params: Params) -> Metrics:
     import torch
 
     from verglas.io.mrc import read_map
+    from verglas.io.relion_iterations import optimisers
     from verglas.io.star import list_table, numbers, read_star
     from verglas.particles import read_particles
-    from verglas.refine.output import whole_iterations
     from verglas.volume.fsc import fsc, resolution
 
     (first, pixel_size), (second, _) = (read_map(out / f"run_half{half}_class001_unfil.mrc") for half in (1, 2))
@@ -189,7 +191,7 @@ def measure(out: Path, params: Params) -> Metrics:
         "accuracy_offset": float(numbers(classes, "rlnAccuracyTranslationsAngst", path)[0]),
         "max_probability": float(particles.column("max_probability").mean()),
         "smaller_half": float(min((half == 1).mean(), (half == 2).mean())),
-        "iterations": sum(number <= params.iterations for number in whole_iterations(out)) + 1,  # the others are an earlier, longer run's
+        "iterations": max(optimisers(out), default=0) + 1,
         "map_deviation": float(np.std(read_map(out / "run_class001.mrc")[0])),
     }
 

@@ -256,7 +256,7 @@ def read_reference(path: Path, seen: Observations) -> torch.Tensor:
 
 
 def read_mask(path: Path | None, seen: Observations) -> torch.Tensor | None:
-    """A solvent mask on the particles' grid, or None. Raises InputError for another grid or values outside 0 to 1."""
+    """A solvent mask on the particles' grid, or None. Raises InputError for another grid, values outside 0 to 1, and a mask of nothing."""
     import torch
 
     from verglas.io.mrc import read_map
@@ -267,8 +267,8 @@ def read_mask(path: Path | None, seen: Observations) -> torch.Tensor | None:
     if mask.shape[-1] != seen.box or abs(pixel_size / seen.pixel_size - 1) > 1e-2:
         found = f"{mask.shape[-1]} voxels of {pixel_size:g} Å, the particles have {seen.box} of {seen.pixel_size:g} Å"
         raise InputError(path, f"has {found}", "Make the mask from a map of these particles, or rescale it")
-    if mask.min() < -1e-3 or mask.max() > 1 + 1e-3:
-        raise InputError(path, f"holds values from {mask.min():g} to {mask.max():g}", "A mask goes from 0 to 1")
+    if mask.min() < -1e-3 or mask.max() > 1 + 1e-3 or mask.max() < 0.5:
+        raise InputError(path, f"holds values from {mask.min():g} to {mask.max():g}", "A mask goes from 0 (solvent) to 1 (particle)")
     return torch.from_numpy(mask).to(seen.device)
 
 
@@ -335,6 +335,7 @@ def iterate(
     """
     from contextlib import nullcontext
 
+    from verglas.io.relion_iterations import remove_iterations_after
     from verglas.refine.iteration import shared
     from verglas.refine.writing import written_aside
 
@@ -345,6 +346,8 @@ def iterate(
             state = shared(job.ranks, start())
     else:
         job.say(f"going on after iteration {state.iteration}")
+        if first:
+            remove_iterations_after(job.out, state.iteration)
     running = steps(state)
     with (
         job.progress("iterations", 0 if total is None else total - state.iteration) as bar,
@@ -365,7 +368,6 @@ def iterate(
             bar.advance()
         if write is not None and finish is not None:
             write(state, finish)
-    job.record["iterations"] = state.iteration  # there may be files of more, from a longer run
     return state
 
 

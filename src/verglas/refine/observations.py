@@ -332,13 +332,10 @@ def unusable(source: ImageSource, ranks: Ranks = ALONE, device: torch.device | s
 
 def check_mask_diameter(mask_diameter: float, box: int, pixel_size: float) -> None:
     """Raise InputError for a mask that does not fit in the box or holds next to nothing."""
-    widest = box * pixel_size
-    if not 4 * pixel_size <= mask_diameter <= widest:
-        raise InputError(
-            "mask_diameter",
-            f"{mask_diameter:g} Å does not fit a box of {box} px of {pixel_size:g} Å ({widest:g} Å)",
-            f"Give a diameter of at most {widest:.0f} Å",
-        )
+    least, widest = 4 * pixel_size, box * pixel_size
+    if not least <= mask_diameter <= widest:
+        problem = f"{mask_diameter:g} Å does not fit a box of {box} px of {pixel_size:g} Å ({widest:g} Å)"
+        raise InputError("--mask-diameter", problem, f"Give a diameter from {least:.0f} to {widest:.0f} Å")
 
 
 def _deviations(images: torch.Tensor) -> torch.Tensor:

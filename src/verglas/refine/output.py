@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -14,6 +13,7 @@ import torch
 from verglas.errors import VerglasError
 from verglas.io.atomic import write_text
 from verglas.io.mrc import read_map, read_stack, write_map, write_stack
+from verglas.io.relion_iterations import number_of, optimisers
 from verglas.io.star import write_star
 from verglas.particles import ParticleSet, write_particles
 from verglas.refine.classify import class_shell
@@ -56,7 +56,7 @@ class Output:
 
     def last_state(self) -> State | None:
         """The state of the last complete iteration of the same run that is not past `settings.iterations`, or None."""
-        whole, own = whole_iterations(self.folder), self.key
+        whole, own = optimisers(self.folder), self.key
         for number in sorted((number for number in whole if number <= self.settings.iterations), reverse=True):
             root = whole[number].with_name(f"run_it{number:03d}")
             key = Path(f"{root}_state.key")
@@ -64,7 +64,7 @@ class Output:
                 continue
             try:
                 return self._read_references(root, load_state(Path(f"{root}_state.pt"), self._device))
-            except (VerglasError, OSError, TypeError):  # a map of it is gone, or another version wrote it
+            except (VerglasError, OSError):  # a map of it is gone, or it is damaged, or another version's
                 continue
         return None
 
@@ -177,13 +177,8 @@ def _without_maps(state: State) -> State:
     return replace(state, models=models, unfiltered=[])
 
 
-def whole_iterations(folder: Path) -> dict[int, Path]:
-    """The optimisers of the iterations that are complete, by number."""
-    return {int(path.name[6:].partition("_")[0]): path for path in folder.glob("run_it*_optimiser.star")}
-
-
 def intermediate_files(folder: Path) -> Iterator[Path]:
     """Files of all iterations but the last, as RELION's gentle clean removes them: `--continue` goes on from what stays."""
-    numbered = [(int(match[1]), path) for path in folder.iterdir() if (match := re.match(r"run_it(\d+)_", path.name))]
+    numbered = [(number, path) for path in folder.iterdir() if (number := number_of(path)) is not None]
     last = max((number for number, _ in numbered), default=0)
     return (path for number, path in sorted(numbered) if number < last)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from verglas.errors import FileFormatError
 from verglas.io.atomic import whole_file
 from verglas.refine.assignments import Assignments
 from verglas.refine.model import Model
@@ -83,19 +85,33 @@ def save_state(path: Path, state: State) -> None:
         "joined": _tensors(state.joined) if state.joined else None,
         "history": state.history,
     }
-    with whole_file(path) as part:
-        torch.save(content, part)
+    with whole_file(path) as part, part.open("wb") as file:  # an open file tells of a full disk as the system does
+        torch.save(content, file)
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> State:
-    """The state of a file that `save_state` wrote."""
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    content["assignments"] = Assignments(**content["assignments"])
-    content["models"] = [Model(**model) for model in content["models"]]
-    content["sampling"] = Sampling(**content["sampling"])
-    content["progress"] = Progress(**content["progress"])
-    content["joined"] = Model(**content["joined"]) if content["joined"] else None
-    return State(**content)
+    """The state of a file that `save_state` wrote. Raises FileFormatError for a damaged one, and for another version's."""
+    content = load_tensors(path, device)
+    try:
+        content["assignments"] = Assignments(**content["assignments"])
+        content["models"] = [Model(**model) for model in content["models"]]
+        content["sampling"] = Sampling(**content["sampling"])
+        content["progress"] = Progress(**content["progress"])
+        content["joined"] = Model(**content["joined"]) if content["joined"] else None
+        return State(**content)
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(path, f"is another version's ({error})", "Remove it, to go on from an earlier one") from error
+
+
+def load_tensors(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """What `torch.save` wrote, tensors on the device. Raises FileFormatError for a file that is damaged."""
+    try:
+        return dict(torch.load(path, map_location=device, weights_only=True))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+        problem = f"is damaged ({str(error).splitlines()[0]})" if str(error) else "is damaged"
+        raise FileFormatError(path, problem, "Remove it, to go on from an earlier one") from error
 
 
 def _tensors(record: Assignments | Model) -> dict[str, Any]:

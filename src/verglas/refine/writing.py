@@ -67,11 +67,23 @@ class Writer:
 
     def __init__(self) -> None:
         answers, own = os.pipe()
-        command = [sys.executable, "-P", "-m", "verglas.refine.writing", str(os.getpid()), str(own)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[own])
-        os.close(own)
+        command = [sys.executable, "-P", "-m", "verglas.refine.writing", *map(str, (os.getpid(), own, torch.get_num_threads()))]
+        # it never hears of a wish to stop: the job is asked, and lets it finish
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[own])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(own)
         self._answers = os.fdopen(answers, "rb")
         self._due = False
+
+    def __del__(self) -> None:
+        """Of a job that ended before it wrote anything: nobody waits for the process."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+            self._answers.close()
 
     def send(self, what: Output | tuple[Act, State]) -> None:
         """Pass it on; it is taken as soon as the process has started and has done what came before."""
@@ -114,7 +126,8 @@ class Writer:
 
     def _lost(self) -> VerglasError:
         code = self.process.wait()
-        return VerglasError(f"the process that writes the iterations ended with code {code}: start the job again, it goes on")
+        mend = "start the job again, it goes on" if code < 0 else "see run.err"
+        return VerglasError(f"the process that writes the iterations ended with code {code}: {mend}")
 
 
 def _on_cpu(value: Any) -> Any:
@@ -128,11 +141,10 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-def _serve(given: BinaryIO, answers: BinaryIO) -> None:
+def _serve(given: BinaryIO, answers: BinaryIO, threads: int) -> None:
     """Write the states that come after their output, and answer each with what went wrong and what was warned of."""
     import matplotlib.figure  # noqa: F401  what pictures take, now, while nobody waits for it
 
-    threads = torch.get_num_threads()
     output: Output = pickle.load(given)
     while True:
         act, state = pickle.load(given)
@@ -158,9 +170,7 @@ def _sendable(error: Exception | None) -> Exception | None:
 
 
 if __name__ == "__main__":
-    for asks_to_stop in (signal.SIGINT, signal.SIGTERM):  # the job is asked, and lets this one finish
-        signal.signal(asks_to_stop, signal.SIG_IGN)
     die_with(int(sys.argv[1]))
     with suppress(EOFError, BrokenPipeError), os.fdopen(int(sys.argv[2]), "wb") as pipe:
-        _serve(sys.stdin.buffer, pipe)
+        _serve(sys.stdin.buffer, pipe, int(sys.argv[3]))
     os._exit(0)  # all is on disk, and the job waits: libraries need not clean up

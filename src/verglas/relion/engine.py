@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from verglas.errors import InputError, VerglasError
+from verglas.io.relion_iterations import remove_iterations_after
 from verglas.jobs.declaration import Items, Job, JobType, NodeType, OutputSpec
+from verglas.jobs.refinement import reference_files
 from verglas.project.jobfiles import note
 from verglas.relion.command import REFERENCES, arguments, extra_options, going_on, value_of
-from verglas.relion.files import count_particles, last_whole_iteration, remove_iterations_after, write_references
+from verglas.relion.files import count_particles, last_whole_iteration, write_references
 from verglas.relion.install import check_ranks, find_version, launch, threads_of_each
 from verglas.relion.measure import MAP, checks_of, measure_of
 from verglas.relion.output import Heard
@@ -126,7 +128,7 @@ class _Work:
             return self._items()
         said = arguments(self.declared, job.params, job.inputs, job.out, threads=self.relion.threads, extra=self.relion.extra)
         if (references := job.inputs.get("reference")) and isinstance(references, list) and len(references) > 1:
-            write_references(job.out / REFERENCES, references)
+            write_references(job.out / REFERENCES, reference_files(references))
         begun, words = self._begin(said)
         settle()
         with job.phase("compute"):
@@ -164,7 +166,7 @@ class _Work:
         from verglas.particles import read_particles
 
         rows, refinement = len(read_particles(self.job.inputs["particles"])), self.declared.name == "Refine3D"
-        most = self.job.params.iterations - 1 if refinement else self.last - 1
+        most = self.job.params.iterations if refinement else self.last - 1
         return last_whole_iteration(self.job.out, rows, models=2 if refinement else 1, most=most)
 
     def _start(self, words: list[str], begun: int) -> None:

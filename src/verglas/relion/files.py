@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from verglas.errors import VerglasError
+from verglas.io.relion_iterations import optimisers
 from verglas.jobs.declaration import Items
 from verglas.records.outputs import inspect_output
 
-_ITERATION = re.compile(r"run_it(\d{3,})_optimiser\.star")
 _NAMED = ("rlnModelStarFile", "rlnModelStarFile2", "rlnExperimentalDataStarFile", "rlnOrientSamplingStarFile")
 
 
@@ -31,21 +30,13 @@ def last_whole_iteration(folder: Path, rows: int, *, models: int = 1, most: int)
     RELION writes its files one after the other under their final names, so what a kill left may end anywhere. `models` is 2 for a
     refinement in halves: an iteration in which they are joined already is none to go on from.
     """
-    for number, path in sorted(_iterations(folder), reverse=True):
+    for number, path in sorted(optimisers(folder).items(), reverse=True):
         try:
             if 0 < number <= most and _is_whole(folder, path, rows, models):
                 return number, path
         except (VerglasError, ValueError, KeyError, OSError):
             continue
     return None
-
-
-def remove_iterations_after(folder: Path, number: int) -> None:
-    """Remove files of later iterations than `number`: they are in pieces, and may not be taken for those of the run that goes on."""
-    for path in folder.glob("run_it*"):
-        found = re.match(r"run_it(\d{3,})_", path.name)
-        if found and int(found[1]) > number:
-            path.unlink()
 
 
 def count_particles(given: Path, written: Path, *, drawn_only: bool = False) -> Items:
@@ -73,12 +64,6 @@ def count_particles(given: Path, written: Path, *, drawn_only: bool = False) -> 
 def _names(particles: Any) -> list[str]:
     names: list[str] = particles.column("image_name").astype(str).tolist()
     return names
-
-
-def _iterations(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.iterdir():
-        if found := _ITERATION.fullmatch(path.name):
-            yield int(found[1]), path
 
 
 def _is_whole(folder: Path, optimiser: Path, rows: int, halves: int) -> bool:

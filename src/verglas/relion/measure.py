@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,17 @@ def measure_of(declared: JobType, last: int) -> Callable[[Path, Any], Metrics]:
         return lambda out, params: _initial_model(out, params, last)
     if declared.name == "PostProcess":
         return _postprocess
-    if declared.name == "Refine3D":
-        return lambda out, params: _without_iteration_0(declared.measure(out, params), out)
     return declared.measure
 
 
 def checks_of(declared: JobType) -> Callable[[Any], tuple[Check, ...]]:
     """The declared checks, without those that RELION's files say nothing for; it spreads a first map's probability over far more poses."""
+    if declared.name == "Class3D":  # RELION limits what is compared: its maps, and what it says of them, go on beyond that
+        return lambda params: tuple(replace(c, low=0.1) if c.metric == "best_resolution" else c for c in declared.checks(params))
     if declared.name != "InitialModel":
         return declared.checks
     other = {"max_probability": Check("max_probability", 0.0, 1.0, "a probability, over some 100,000 oversampled poses")}
     return lambda params: tuple(other.get(c.metric, c) for c in declared.checks(params) if c.metric not in _NOT_OF_RELION)
-
-
-def _without_iteration_0(found: Metrics, out: Path) -> Metrics:
-    """RELION writes the state before the first iteration as number 0, which ours doesn't and nobody counts."""
-    extra = (out / "run_it000_optimiser.star").exists()
-    return {**found, "iterations": int(found["iterations"] or 0) - extra}
 
 
 def _initial_model(out: Path, params: Any, last: int) -> Metrics:

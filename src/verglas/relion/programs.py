@@ -78,11 +78,7 @@ PROGRAMS = {
         "relion_refine",
         "run",
         ("--auto_refine", "--split_random_halves", *_REFINE),
-        {
-            "absolute_greyscale": _firstiter_cc,
-            # the last of ours joins the halves; RELION counts that one apart
-            "iterations": lambda params: ["--auto_iter_max", str(params.iterations - 1)],
-        },
+        {"absolute_greyscale": _firstiter_cc},
         parallel=True,
         least_ranks=3,
     ),

@@ -9,13 +9,13 @@ from typing import Any
 
 from verglas.errors import InputError
 from verglas.io.atomic import is_temporary
+from verglas.io.relion_iterations import remove_iterations_after
 from verglas.jobs.declaration import JobType
 from verglas.project.project import Project
 from verglas.records.digest import digest
 from verglas.records.lock import is_running
 from verglas.records.record import FAIL, QUEUED, Record, read_record
 from verglas.records.ticket import in_queue
-from verglas.relion.files import remove_iterations_after
 from verglas.workflow.request import WITHOUT_EFFECT, JobRequest
 
 _ITERATION = re.compile(r"_it(\d{3,})")
