@@ -35,6 +35,10 @@ def passed(ran: Ran) -> None:
     assert all(check["held"] for check in record.checks) and record.checks
 
 
+def pictures(folder: str) -> set[str]:
+    return {path.stem.removeprefix("picture_") for path in Path(folder).glob("picture_*.png")}
+
+
 def test_class2d_and_more_iterations_of_it(work: Path) -> None:
     ran = job(*CLASS2D, out="J")
     passed(ran)
@@ -50,6 +54,7 @@ def test_class2d_and_more_iterations_of_it(work: Path) -> None:
     # what RELION took alone is told apart from the whole
     assert 0.1 < record.facts["relion_cpu_s"] < record.usage["cpu_s"] and 0 < record.facts["relion_wall_s"] < record.usage["wall_s"]
     assert [row.resources for row in collect(work)] == ["1/1/0"]
+    assert pictures("J") == {"classes"}
     again = job("Class2D", "--continue", "J", "--iterations", 3)
     assert again.code == 0 and "going on after iteration 2" in again.said
     record_now = json.loads(Path("J/record.json").read_text())
@@ -72,6 +77,7 @@ def test_class3d_on_two_ranks_from_a_reference_each(work: Path) -> None:
     assert record.facts["relion_commands"][0].startswith("mpirun -n 2 ") and "--ref J/references.star" in record.facts["relion_commands"][0]
     assert [row.resources for row in collect(work)] == ["2/1/0"]
     assert read_job_star(Path("J"))[1]["nr_mpi"] == "2"
+    assert pictures("J") == {"classes", "slices", "directions"}
 
 
 def test_initial_model_by_its_own_names(work: Path) -> None:
@@ -89,6 +95,7 @@ def test_initial_model_by_its_own_names(work: Path) -> None:
     assert total == COUNT and done + skipped == COUNT and done >= 20 and failed == 0
     assert record.iterations == 3 and record.relion["extra"] == words.split()
     assert ran.code == 0, ran.reasons
+    assert pictures("J") == {"slices", "surface"}
 
 
 def test_refine3d_joins_the_halves_at_the_most_iterations(work: Path) -> None:
@@ -102,6 +109,7 @@ def test_refine3d_joins_the_halves_at_the_most_iterations(work: Path) -> None:
     assert "relion_refine_mpi" in first and "--auto_iter_max 1" in first and "--force_converge" in second
     # the leader and two workers: each alone takes about 40 MB
     assert record.usage["peak_memory_bytes"] > 8e7 and record.usage["cpu_s"] > 1
+    assert pictures("J") == {"fsc", "slices", "surface", "directions"}
 
 
 def test_mask_and_postprocess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,4 +135,5 @@ def test_mask_and_postprocess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     maps = [torch.from_numpy(read_map(name)[0]) for name in ("half1.mrc", "half2.mrc", "M/mask.mrc")]
     curves = fsc_curves(maps[0], maps[1], maps[2], pixel)
     assert found["shell"] == pytest.approx(curves.shell, abs=1)
+    assert pictures("M") == {"slices", "surface"} and pictures("P") == {"fsc", "slices", "surface"}
     assert found["randomised_from"] == pytest.approx(size * pixel / curves.randomised_from, abs=0.01)

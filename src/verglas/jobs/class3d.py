@@ -24,6 +24,8 @@ from verglas.jobs.refinement import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from verglas.refine.output import Output
     from verglas.refine.state import State
 
@@ -145,19 +147,23 @@ def _start(ready: Prepared, references: list[Any], settings: Any) -> State:
 
 
 def _draw(output: Output, state: State) -> None:
-    from verglas.pictures.maps import draw_maps_in_a_row, draw_slices
-    from verglas.pictures.refinement import draw_directions, draw_progress
+    from verglas.pictures.refinement import draw_progress
 
-    model = state.models[0]
-    shares = model.class_weight.tolist()
+    model, angles = state.models[0], state.assignments.angles().cpu().numpy()
+    draw_classes(output.folder, model.references.cpu().numpy(), model.class_weight.tolist(), output.seen.pixel_size, angles)
+    draw_progress(output.folder / "picture_progress.png", state.history)
+
+
+def draw_classes(out: Path, maps: np.ndarray, shares: list[float], pixel_size: float, angles: np.ndarray) -> None:
+    """Pictures of classes [K, N, N, N], the largest first, and of where the particles [n, 3] (rot, tilt, psi) look."""
+    from verglas.pictures.maps import draw_maps_in_a_row, draw_slices
+    from verglas.pictures.refinement import draw_directions
+
     order = sorted(range(len(shares)), key=lambda k: -shares[k])
     names = [f"class {k + 1}: {100 * shares[k]:.1f} %" for k in order]
-    maps, out = model.references.cpu().numpy(), output.folder
     draw_maps_in_a_row(out / "picture_classes.png", [maps[k] for k in order], names)
-    draw_slices(out / "picture_slices.png", maps[order[0]], output.seen.pixel_size, title=names[0])
-    angles = state.assignments.angles().cpu().numpy()
+    draw_slices(out / "picture_slices.png", maps[order[0]], pixel_size, title=names[0])
     draw_directions(out / "picture_directions.png", angles[:, 0], angles[:, 1])
-    draw_progress(out / "picture_progress.png", state.history)
 
 
 def measure(out: Path, params: Params) -> Metrics:

@@ -22,6 +22,7 @@ from verglas.relion.files import count_particles, last_whole_iteration, write_re
 from verglas.relion.install import check_ranks, find_version, launch, threads_of_each
 from verglas.relion.measure import MAP, checks_of, measure_of
 from verglas.relion.output import Heard
+from verglas.relion.pictures import draw
 from verglas.relion.process import follow, settle
 from verglas.relion.programs import Program, program_of
 
@@ -125,7 +126,7 @@ class _Work:
         job.record |= {"relion_commands": [], "relion_wall_s": 0.0, "relion_cpu_s": 0.0}
         if all((job.out / path).exists() for path in outputs):
             job.say("everything is there already")
-            return self._items()
+            return self._counted_and_drawn()
         said = arguments(self.declared, job.params, job.inputs, job.out, threads=self.relion.threads, extra=self.relion.extra)
         if (references := job.inputs.get("reference")) and isinstance(references, list) and len(references) > 1:
             write_references(job.out / REFERENCES, reference_files(references))
@@ -139,7 +140,7 @@ class _Work:
         with job.phase("write"):
             try:
                 self._name_outputs()
-                return self._items()
+                return self._counted_and_drawn()
             except InputError as error:  # a file of RELION's, not of the user's
                 raise VerglasError(f"RELION left a file that cannot be used: {error}") from None
 
@@ -233,6 +234,14 @@ class _Work:
         from verglas.jobs.class2d import read_classes
 
         return int(read_classes(self.job.out / f"run_it{self.last:03d}_model.star")[0].argmax()) + 1
+
+    def _counted_and_drawn(self) -> Items:
+        items = self._items()
+        try:
+            draw(self.declared.name, self.job.out, self.last)
+        except (VerglasError, OSError) as error:  # the judge says what is wrong with the files
+            self.job.warn(f"not all pictures are drawn: {error}")
+        return items
 
     def _items(self) -> Items:
         job = self.job
