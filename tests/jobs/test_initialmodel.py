@@ -252,7 +252,7 @@ def test_faults_are_found_before_work(project: Path, tmp_path: Path) -> None:
     inputs = {"particles": project / "particles.star"}
     for change, message in (
         ({"symmetry": "D2x"}, "point group"),
-        ({"mask_diameter": 300}, "mask_diameter"),
+        ({"mask_diameter": 300}, "--mask-diameter"),
         ({"sgd_fin_resol": 50}, "not finer"),
         ({"symmetry": "C1", "do_run_C1": True}, "no symmetry"),
         ({"classes": 100}, "240 particles, 300 are needed"),

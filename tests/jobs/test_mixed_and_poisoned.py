@@ -75,7 +75,7 @@ def test_case_17_a_mask_of_1_2_boxes_is_refused_before_the_start(name: str, here
     write_set()
     ran = engine(name, "--mask-diameter", 1.2 * BOX * PIXEL)
     assert ran.code == 2
-    assert "mask_diameter: 230.4 Å does not fit a box of 24 px of 8 Å (192 Å). Give a diameter of at most 192 Å" in ran.reasons
+    assert "--mask-diameter: 230.4 Å does not fit a box of 24 px of 8 Å (192 Å). Give a diameter from 32 to 192 Å" in ran.reasons
     assert not list(here.glob("job/run_it*"))
 
 
