@@ -29,7 +29,7 @@ from scale.options import identity, options
 from scale.phases import Phases
 from scale.task import Task, task_of, with_images_kept
 from scale.totals import Figures, Totals, load_totals, save_totals, table
-from verglas.compute.device import choose_device, describe_device, threads_beside, use_threads
+from verglas.compute.device import choose_device, describe_device, use_threads
 from verglas.jobs.refinement import describe
 from verglas.refine.observations import Observations, unusable
 from verglas.refine.state import State, load_state, save_state
@@ -52,7 +52,7 @@ def run(given: argparse.Namespace, *, scored: bool = True) -> Totals:
     """Run the job, or its next part, and print its tables; returns what it has taken in all."""
     begun = time.perf_counter()
     device = choose_device(given.device)
-    threads = use_threads(given.threads or threads_beside(device, use_threads()))
+    threads = use_threads(given.threads, device)
     totals = _totals(given)
     with _timed(totals.aside, "maps", device):
         task = task_of(given, device)

@@ -11,6 +11,7 @@ import torch
 from verglas.errors import InputError
 
 _BESIDE_A_CARD = 8  # threads
+_CPU = torch.device("cpu")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -31,10 +32,13 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def use_threads(count: int = 0) -> int:
-    """Let torch use `count` CPU threads (0: every core this process may run on); returns the number taken."""
+def use_threads(count: int = 0, device: torch.device = _CPU, sharing: int = 1) -> int:
+    """Let torch use `count` CPU threads; returns the number taken.
+
+    0: every core this process may run on, shared by so many processes, or, to work for a card, as many as `threads_beside` has it.
+    """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    threads = count or available
+    threads = count or threads_beside(device, max(1, available // sharing))
     torch.set_num_threads(threads)
     return threads
 

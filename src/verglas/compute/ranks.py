@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from verglas.compute.device import choose_device, threads_beside, use_threads
+from verglas.compute.device import choose_device, use_threads
 from verglas.compute.memory import share_memory
 from verglas.compute.world import World
 from verglas.errors import InputError, RankLost
@@ -53,9 +53,9 @@ class Ranks:
         return self.rank == 0
 
     def settle(self, device: str, threads: int) -> torch.device:
-        """The device that this rank computes on, by `choose_device`, and its CPU threads, 0: as many as `threads_beside` has it."""
+        """The device that this rank computes on, by `choose_device`, and its CPU threads, by `use_threads`."""
         chosen = choose_device(device)
-        use_threads(threads or threads_beside(chosen, use_threads()))
+        use_threads(threads, chosen)
         return chosen
 
     def share(self, rows: torch.Tensor) -> torch.Tensor:
@@ -102,7 +102,7 @@ class _Joined(Ranks):
         if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
             device = f"cuda:{self._local_rank % max(1, torch.cuda.device_count())}"
         self._device = choose_device(device)
-        use_threads(threads or threads_beside(self._device, max(1, use_threads() // self._sharing)))
+        use_threads(threads, self._device, self._sharing)
         kinds = self.everyones(self._device.type)
         if len(set(kinds)) > 1:
             found = ", ".join(f"rank {rank} {kind}" for rank, kind in enumerate(kinds))

@@ -12,8 +12,8 @@ import pandas as pd
 from verglas.errors import InputError
 from verglas.io.atomic import write_text
 
-_NEEDS_QUOTES = re.compile(r"""\s|^$|^["'#_;]|^(?:data_|loop_)""")
-_QUOTED_STARTS = tuple(f"\n{start}" for start in ("'", '"', "#", "_", ";", "data_", "loop_"))
+_QUOTED_STARTS = ("'", '"', "#", "_", ";", "data_", "loop_")
+_NEEDS_QUOTES = re.compile(rf"\s|^$|^(?:{'|'.join(map(re.escape, _QUOTED_STARTS))})")
 
 
 def write_star(path: str | PathLike[str], tables: Mapping[str, pd.DataFrame | Mapping[str, Any]], comment: str | None = None) -> None:
@@ -57,7 +57,7 @@ def _column(path: str | PathLike[str], label: str, column: pd.Series) -> tuple[s
     texts = column.tolist()
     if all(type(text) is str for text in texts):
         joined = "\n".join(["", *texts])
-        if joined.split() == texts and not any(start in joined for start in _QUOTED_STARTS):  # as `_NEEDS_QUOTES`, of all at once
+        if joined.split() == texts and not any(f"\n{start}" in joined for start in _QUOTED_STARTS):  # as `_NEEDS_QUOTES`, of all at once
             return "%s", texts
     if any(str(value).startswith("#") for value in texts):
         warnings.warn(f"{path}: a {label} begins with #; RELION 3.1 would lose its row. Rename the file", stacklevel=5)

@@ -90,14 +90,20 @@ def run(job: Job) -> Items:
 
 
 def _draw(output: Output, state: State) -> None:
-    from verglas.io.mrc import read_stack
-    from verglas.pictures.galleries import save_classes
     from verglas.pictures.refinement import draw_progress
 
-    name = output.folder / f"run_it{state.iteration:03d}"
-    shares, resolutions = read_classes(Path(f"{name}_model.star"))
-    save_classes(output.folder / "picture_classes.png", read_stack(f"{name}_classes.mrcs"), shares, resolutions, "class averages")
+    draw_averages(output.folder, state.iteration)
     draw_progress(output.folder / "picture_progress.png", state.history)
+
+
+def draw_averages(out: Path, iteration: int) -> None:
+    """Picture of the class averages that an iteration left in folder `out`."""
+    from verglas.io.mrc import read_stack
+    from verglas.pictures.galleries import save_classes
+
+    name = out / f"run_it{iteration:03d}"
+    shares, resolutions = read_classes(Path(f"{name}_model.star"))
+    save_classes(out / "picture_classes.png", read_stack(f"{name}_classes.mrcs"), shares, resolutions, "class averages")
 
 
 def read_classes(model: Path):  # type: ignore[no-untyped-def]  # numpy is not imported at the top

@@ -47,6 +47,8 @@ def _iterated(job: Job, model: InitialModel, state: State, last: int, name: str,
 
     `begun_from` tells what else the run began from than its settings and particles. The maps are left every `write_every` iterations.
     """
+    from verglas.refine.state import save_tensors
+
     folder, key = job.out / name.replace(" ", ""), _key(job, model, begun_from)
     saved = job.ranks.told(lambda: _load(folder / "state.pt", key, state))
     if saved is not None:
@@ -61,7 +63,7 @@ def _iterated(job: Job, model: InitialModel, state: State, last: int, name: str,
             if job.ranks.first:
                 if state.iteration % job.params.write_every == 0 or state.iteration == last:
                     _write_maps(folder, state, model.seen.pixel_size)
-                _save(folder / "state.pt", key, state)
+                save_tensors(folder / "state.pt", {"key": key, **vars(state)})
     return state
 
 
@@ -73,17 +75,8 @@ def _key(job: Job, model: InitialModel, begun_from: str) -> str:
     return run_key(repr(how), model.seen.particles)
 
 
-def _save(path: Path, key: str, state: State) -> None:
-    import torch
-
-    from verglas.io.atomic import whole_file
-
-    with whole_file(path) as part, part.open("wb") as file:  # an open file tells of a full disk as the system does
-        torch.save({"key": key, **vars(state)}, file)
-
-
 def _load(path: Path, key: str, like: State) -> State | None:
-    """The state in a file that `_save` wrote under this key, on the devices of `like`; None without one that can be read."""
+    """The state in a file that was written under this key, on the devices of `like`; None without one that can be read."""
     from verglas.errors import FileFormatError
     from verglas.refine.initial_model import State
     from verglas.refine.state import load_tensors

@@ -21,6 +21,8 @@ from verglas.jobs.refinement import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from verglas.refine.output import Output
     from verglas.refine.state import State
 
@@ -150,21 +152,28 @@ def _start(job: Job, ready: Prepared, reference: Any, settings: Any) -> State:
 
 def _finish(output: Output, state: State, corrected: bool) -> None:
     """The files of a finished run, and its pictures; `corrected`: the FSC is that inside the mask."""
-    from verglas.pictures.curves import draw_fsc
-    from verglas.pictures.maps import draw_slices, draw_surface
-    from verglas.pictures.refinement import draw_directions, draw_progress
+    from verglas.pictures.refinement import draw_progress
 
     assert state.joined is not None
     output.write_final(state)
-    out, seen, density = output.folder, output.seen, state.joined.references[0].cpu().numpy()
-    resolution = state.history[-1]["resolution"]
-    curve = "corrected for the mask" if corrected else "unmasked"
-    draw_fsc(out / "picture_fsc.png", {curve: state.fsc.cpu().numpy()}, seen.box, seen.pixel_size, resolution, "half maps")
-    draw_slices(out / "picture_slices.png", density, seen.pixel_size)
+    density, angles = (each.cpu().numpy() for each in (state.joined.references[0], state.assignments.angles()))
+    curves = {"corrected for the mask" if corrected else "unmasked": state.fsc.cpu().numpy()}
+    draw_refined(output.folder, density, output.seen.pixel_size, curves, state.history[-1]["resolution"], angles)
+    draw_progress(output.folder / "picture_progress.png", state.history)
+
+
+def draw_refined(
+    out: Path, density: np.ndarray, pixel_size: float, curves: dict[str, np.ndarray], resolution: float, angles: np.ndarray
+) -> None:
+    """Pictures of a refined map [N, N, N], of the FSC of its halves ([shells], by name) and of where the particles [n, 3] look."""
+    from verglas.pictures.curves import draw_fsc
+    from verglas.pictures.maps import draw_slices, draw_surface
+    from verglas.pictures.refinement import draw_directions
+
+    draw_fsc(out / "picture_fsc.png", curves, len(density), pixel_size, resolution, "half maps")
+    draw_slices(out / "picture_slices.png", density, pixel_size)
     draw_surface(out / "picture_surface.png", density)
-    angles = state.assignments.angles().cpu().numpy()
     draw_directions(out / "picture_directions.png", angles[:, 0], angles[:, 1])
-    draw_progress(out / "picture_progress.png", state.history)
 
 
 def measure(out: Path, params: Params) -> Metrics:

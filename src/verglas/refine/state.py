@@ -85,8 +85,7 @@ def save_state(path: Path, state: State) -> None:
         "joined": _tensors(state.joined) if state.joined else None,
         "history": state.history,
     }
-    with whole_file(path) as part, part.open("wb") as file:  # an open file tells of a full disk as the system does
-        torch.save(content, file)
+    save_tensors(path, content)
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> State:
@@ -103,8 +102,14 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> State:
         raise FileFormatError(path, f"is another version's ({error})", "Remove it, to go on from an earlier one") from error
 
 
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values by name, whole or not at all; OSError for a full disk."""
+    with whole_file(path) as part, part.open("wb") as file:  # of a path, torch tells no full disk
+        torch.save(content, file)
+
+
 def load_tensors(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """What `torch.save` wrote, tensors on the device. Raises FileFormatError for a file that is damaged."""
+    """What `save_tensors` wrote, tensors on the device. Raises FileFormatError for a file that is damaged."""
     try:
         return dict(torch.load(path, map_location=device, weights_only=True))
     except torch.OutOfMemoryError:

@@ -19,13 +19,9 @@ def draw(job: str, out: Path, last: int) -> None:
 
 
 def _classes_2d(out: Path, last: int) -> None:
-    from verglas.io.mrc import read_stack
-    from verglas.jobs.class2d import read_classes
-    from verglas.pictures.galleries import save_classes
+    from verglas.jobs.class2d import draw_averages
 
-    stem = out / f"run_it{last:03d}"
-    shares, resolutions = read_classes(Path(f"{stem}_model.star"))
-    save_classes(out / "picture_classes.png", read_stack(f"{stem}_classes.mrcs"), shares, resolutions, "class averages")
+    draw_averages(out, last)
 
 
 def _classes_3d(out: Path, last: int) -> None:
@@ -53,17 +49,15 @@ def _refinement(out: Path, last: int) -> None:
     import torch
 
     from verglas.io.mrc import read_map
+    from verglas.jobs.refine3d import draw_refined
     from verglas.particles import read_particles
-    from verglas.pictures.curves import draw_fsc
-    from verglas.pictures.refinement import draw_directions
     from verglas.volume.fsc import fsc, resolution
 
-    (first, pixel_size), (second, _) = (read_map(out / f"run_half{half}_class001_unfil.mrc") for half in (1, 2))
-    curve, size = fsc(torch.from_numpy(first), torch.from_numpy(second)), len(first)
-    draw_fsc(out / "picture_fsc.png", {"unmasked": curve.numpy()}, size, pixel_size, resolution(curve, size, pixel_size), "half maps")
-    _draw_map(out, "run_class001.mrc")
-    angles = read_particles(out / "run_data.star").angles()
-    draw_directions(out / "picture_directions.png", angles[:, 0], angles[:, 1])
+    half1, half2 = (torch.from_numpy(read_map(out / f"run_half{half}_class001_unfil.mrc")[0]) for half in (1, 2))
+    density, pixel_size = read_map(out / "run_class001.mrc")
+    curve = fsc(half1, half2)
+    reached = resolution(curve, len(density), pixel_size)
+    draw_refined(out, density, pixel_size, {"unmasked": curve.numpy()}, reached, read_particles(out / "run_data.star").angles())
 
 
 def _mask(out: Path, last: int) -> None:
