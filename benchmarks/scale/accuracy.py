@@ -26,7 +26,7 @@ _BEYOND = 1.3  # times the shell up to which images were compared: maps hold not
 
 def score(state: State, maps: torch.Tensor, particles: ParticleSet, symmetry: str) -> Scores:
     """All figures of a job's state; `maps` [states, N, N, N], `particles` the true rows, `symmetry` that of the specimen."""
-    rows = np.sort(np.random.default_rng(0).permutation(len(particles))[:SAMPLE])
+    rows = sampled(len(particles))
     true, own = particles.subset(rows), state.assignments
     label = own.classes.cpu().numpy()[rows]
     angles, origins = own.angles().cpu().numpy()[rows], own.origins.double().cpu().numpy()[rows]
@@ -45,6 +45,11 @@ def score(state: State, maps: torch.Tensor, particles: ParticleSet, symmetry: st
         of_state = map_figures(density, maps[number - 1], particles.optics.pixel_size, compared)
         figures |= {f"state{number}_{name}": value for name, value in of_state.items()}
     return figures
+
+
+def sampled(count: int) -> np.ndarray:
+    """Rows, in rising order, of the particles that are compared, of so many."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
 
 
 def map_figures(density: torch.Tensor, true: torch.Tensor, pixel_size: float, compared: float) -> Scores:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from verglas.particles import ArrayImages, ParticleSet, StackImages
 from verglas.refine.reading import ahead
 
 _AT_ONCE = 1 << 29  # bytes of float32 images
+_WRITERS = 8  # stacks written at a time
 
 
 def in_memory(source: RenderedParticles) -> ArrayImages:
@@ -31,13 +34,16 @@ def in_files(source: RenderedParticles, particles: ParticleSet, folder: Path, dt
     folder.mkdir(parents=True, exist_ok=True)
     made = {path.name for path in folder.glob("*.mrcs")}
     stacks = [Path(name.partition("@")[2]) for name in names[::PER_MICROGRAPH]]
-    if not made.issuperset(path.name for path in stacks):
-        for first, part in _parts(source, np.dtype(dtype), PER_MICROGRAPH):
-            path = stacks[first // PER_MICROGRAPH]
-            write_stack(path, part.numpy(), source.pixel_size, dtype)
-            _forget(path)
-    for path in stacks:
-        _forget(path)
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        due: deque[Future[None]] = deque()
+        if not made.issuperset(path.name for path in stacks):
+            for first, part in _parts(source, np.dtype(dtype), PER_MICROGRAPH):
+                if len(due) > _WRITERS:
+                    due.popleft().result()
+                due.append(writers.submit(write_stack, stacks[first // PER_MICROGRAPH], part.numpy(), source.pixel_size, dtype))
+        for each in due:
+            each.result()
+        list(writers.map(_forget, stacks))
     return StackImages(particles.with_columns(image_name=names))
 
 
