@@ -80,8 +80,22 @@ def test_no_surface_is_missed_where_nothing_was_thought_near(monkeypatch: pytest
     for level in (float(np.quantile(field, 0.97)), -0.01):  # of scattered specks; below the 0 that lies outside
         seen = shaded_surface(field, level, pixels=80)
         with monkeypatch.context() as patch:
-            patch.setattr(maps._View, "blocks_near", lambda view, _: torch.ones(len(view.along), 20, 20, dtype=torch.bool))
+            patch.setattr(maps._View, "blocks_near", lambda view, _, strip: torch.ones(len(view.along), len(strip), 20, dtype=torch.bool))
             np.testing.assert_array_equal(seen, shaded_surface(field, level, pixels=80))
+
+
+def test_a_surface_is_the_same_however_many_threads_look_at_it() -> None:
+    ball, before = _ball(40, 12.0, (3, -2, 5)), torch.get_num_threads()
+    try:
+        seen = []
+        for threads in (1, 3, 7):  # strips of all rows; three, and seven, that are not of the same height
+            torch.set_num_threads(threads)
+            seen.append(shaded_surface(ball, 0.5, pixels=80))
+    finally:
+        torch.set_num_threads(before)
+    assert seen[0][..., 3].mean() > 0.1
+    for other in seen[1:]:
+        np.testing.assert_allclose(other, seen[0], atol=1e-5)
 
 
 def test_a_large_map_is_drawn_from_fewer_voxels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,21 @@ def test_a_process_begun_earlier_writes_few_and_does_what_else_it_is_given(
         write(replace(states[1], unfiltered=[torch.ones(3)]), _where)
     assert Path("run", "run_it001_optimiser.star").exists()
     assert Path("run", "written_by").read_text() == str(writer.process.pid)
+
+
+def test_nobody_waits_for_a_process_that_is_still_starting(aside: Path, states: list[State]) -> None:
+    output, writer = _run()[0], Writer()
+    goes_on = partial(os.kill, writer.process.pid, signal.SIGCONT)
+    os.kill(writer.process.pid, signal.SIGSTOP)  # it takes nothing; a pipe holds far less than the table
+    late = threading.Timer(5.0, goes_on)
+    late.start()
+    output.particles = output.particles.with_columns(micrograph_name=np.array(["m" * 5000] * COUNT))
+    with written_aside(output, writer) as write:
+        assert late.is_alive(), "the block began when the process did"
+        late.cancel()
+        goes_on()
+        write(states[0])
+    assert Path("run", "run_it001_optimiser.star").exists()
 
 
 def test_a_process_that_was_begun_for_nothing_ends_with_who_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

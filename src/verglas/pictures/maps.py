@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 
@@ -125,24 +125,27 @@ def _shaded(
     density: np.ndarray, level: float, turns: Iterable[tuple[float, float]], pixels: int = _PIXELS, colour: str = _COLOUR
 ) -> Iterator[np.ndarray]:
     """`shaded_surface` at each of the turns."""
-    volume, rays = _fine(density), 2 * pixels
+    volume, rays, rotations = _fine(density), 2 * pixels, [_turn(*turn) for turn in turns]
     view = _View.of(volume, level, rays, max(64, volume.shape[-1] // 2), _reach(density, level))
 
-    def seen(turn: tuple[float, float]) -> np.ndarray:
-        picture: np.ndarray = _lit(*_first_hit(view, _turn(*turn)), colour).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
+    def seen(rotation: torch.Tensor, strips: list[Future[torch.Tensor]]) -> np.ndarray:
+        depth = torch.cat([strip.result() for strip in strips])
+        picture: np.ndarray = _lit(*_met(view, rotation, depth), colour).reshape(pixels, 2, pixels, 2, 4).mean(axis=(1, 3))
         picture[..., :3] /= np.maximum(picture[..., 3:], 0.25)
         return picture
 
     threads = torch.get_num_threads()
+    strips = torch.arange(rays // _BLOCK).chunk(max(1, threads // len(rotations)))
     try:  # the steps are short: threads within them cost more than they do
-        with ThreadPoolExecutor(min(threads, len(_VIEWS)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(seen, turns)
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            met = [[pool.submit(_first_hit, view, rotation, strip) for strip in strips] for rotation in rotations]
+            yield from pool.map(seen, rotations, met)
     finally:
         torch.set_num_threads(threads)
 
 
 def _lit(depth: np.ndarray, normal: np.ndarray, colour: str) -> np.ndarray:
-    """RGBA [rays, rays, 4] from `_first_hit`; colours are those of points hit, and 0 beside them."""
+    """RGBA [rays, rays, 4] from `_met`; colours are those of points hit, and 0 beside them."""
     hit = np.isfinite(depth)
     light = _LIGHT / np.linalg.norm(_LIGHT)
     diffuse = np.clip(normal @ light, 0, 1)
@@ -205,10 +208,10 @@ class _View:
         highest = torch.nn.functional.max_pool3d(highest, 2 * margin + 1, stride=1, padding=margin)
         return cls(volume, level, side, along, highest[0] >= level)
 
-    def blocks_near(self, rotation: torch.Tensor) -> torch.Tensor:
-        """Whether blocks of rays may meet the level at a step or the next one, [steps, blocks, blocks]."""
+    def blocks_near(self, rotation: torch.Tensor, strip: torch.Tensor) -> torch.Tensor:
+        """Whether blocks of rays, of some rows of blocks, may meet the level at a step or the next one, [steps, rows, blocks]."""
         middles = self.side.reshape(-1, _BLOCK).mean(dim=1)
-        z, y, x = torch.meshgrid(self.along, middles, middles, indexing="ij")
+        z, y, x = torch.meshgrid(self.along, middles[strip], middles, indexing="ij")
         places = torch.stack([x, y, z], dim=-1) @ rotation.T
         voxel = ((places + 1) / 2 * (self.volume.shape[-1] - 1)).round().long()
         x, y, z = (voxel // _COARSE).clamp(0, len(self.near) - 1).unbind(-1)
@@ -216,16 +219,16 @@ class _View:
         return self.near[z, y, x] | (outside & (self.level <= 0))
 
 
-def _first_hit(view: _View, rotation: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [rays, rays] (0 near to 1 far, NaN: none) where each ray first meets the surface, and the outward normals [hits, 3] there.
+def _first_hit(view: _View, rotation: torch.Tensor, strip: torch.Tensor) -> torch.Tensor:
+    """Where along each ray, of some rows of blocks, the surface is first met, [rows, rays]; NaN: nowhere.
 
     Rays that have met it are done; where nothing is near, none is followed.
     """
-    rays, along, reach = len(view.side), view.along, float(view.along[0])
-    y, x = (grid.flatten() for grid in torch.meshgrid(view.side, view.side, indexing="ij"))
-    by_block = torch.arange(rays**2).view(rays // _BLOCK, _BLOCK, -1, _BLOCK).transpose(1, 2).flatten(2)
-    depth, before = torch.full((rays**2,), float("nan")), torch.full((rays**2,), -float("inf"))
-    for z, near in zip(along, view.blocks_near(rotation)):
+    along, side = view.along, view.side.reshape(-1, _BLOCK)[strip].flatten()
+    y, x = (grid.flatten() for grid in torch.meshgrid(side, view.side, indexing="ij"))
+    by_block = torch.arange(len(y)).view(len(strip), _BLOCK, -1, _BLOCK).transpose(1, 2).flatten(2)
+    depth, before = torch.full((len(y),), float("nan")), torch.full((len(y),), -float("inf"))
+    for z, near in zip(along, view.blocks_near(rotation, strip)):
         own = by_block[near].flatten()
         own = own[depth[own].isnan()]
         value = _sample(view.volume, torch.stack([x[own], y[own], z.expand(len(own))], dim=-1), rotation)
@@ -234,9 +237,14 @@ def _first_hit(view: _View, rotation: torch.Tensor) -> tuple[np.ndarray, np.ndar
         part = ((value - view.level) / (value - before[own]).clamp(min=1e-12)).nan_to_num(0.0, 0.0, 0.0)
         depth[own[crossed]] = (z - part * (along[1] - along[0]))[crossed]
         before[own] = value
-    hit = ~depth.isnan()
-    normal = _normals(view.volume, torch.stack([x[hit], y[hit], depth[hit]], dim=-1), rotation)
-    return (1 - depth.view(rays, rays).numpy() / reach) / 2, normal
+    return depth.view(len(side), -1)
+
+
+def _met(view: _View, rotation: torch.Tensor, depth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Depth [rays, rays] from 0, near, to 1, far, and the outward normals [hits, 3] of rays that met the surface at `depth`."""
+    y, x = torch.meshgrid(view.side, view.side, indexing="ij")
+    hit, reach = ~depth.isnan(), float(view.along[0])
+    return (1 - depth.numpy() / reach) / 2, _normals(view.volume, torch.stack([x[hit], y[hit], depth[hit]], dim=-1), rotation)
 
 
 def _sample(volume: torch.Tensor, places: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:

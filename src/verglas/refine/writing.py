@@ -50,7 +50,7 @@ def written_aside(output: Output, writer: Writer | None = None) -> Iterator[Writ
         return
     writer = writer or Writer()
     try:
-        writer.send(output)
+        writer.output = output
         yield writer.write
     except JobAborted:
         writer.close()  # whoever stops a job is told if what he counts on was not written
@@ -63,7 +63,9 @@ def written_aside(output: Output, writer: Writer | None = None) -> Iterator[Writ
 
 
 class Writer:
-    """The process, and the pipes to and from it; it ends when its input does."""
+    """The process, and the pipes to and from it; it ends when its input does. `output` goes to it with the first state: by then it runs."""
+
+    output: Output | None = None
 
     def __init__(self) -> None:
         answers, own = os.pipe()
@@ -80,7 +82,7 @@ class Writer:
 
     def __del__(self) -> None:
         """Of a job that ended before it wrote anything: nobody waits for the process."""
-        if self.process.poll() is None:
+        if hasattr(self, "process") and self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
             self._answers.close()
@@ -97,6 +99,9 @@ class Writer:
 
     def write(self, state: State, act: Act = Output.write_iteration) -> None:
         """See `Write`; returns when the process has done what came before and has taken this."""
+        if self.output is not None:
+            self.send(self.output)
+            self.output = None
         self._wait()
         needed = replace(state, unfiltered=[]) if act is Output.write_iteration else state  # maps that no iteration's files hold
         self.send((act, _on_cpu(needed)))
