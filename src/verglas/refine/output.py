@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Output:
         self.seen, self.settings, self.mask, self._device = seen.layout(), settings, mask, seen.device
         self._begun_from = begun_from
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What a state must have been made with to be gone on from: settings (a run may be made longer) and particles."""
         same = {name: value for name, value in asdict(self.settings).items() if name != "iterations"}
