@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the set, run the job on each number of ranks, print the table; 1 where a run failed."""
     given = _parser().parse_args(arguments)
     device = choose_device()
-    folder = given.out / f"{given.particles}_{given.box}px_{given.symmetry}"
+    folder = given.out / f"{given.particles}_{given.box}px_{given.symmetry}_{given.mode}"
     true, maps = _write_set(folder, given, device)
     rows: list[list[str]] = []
     first = (0.0, 0.0)
@@ -99,7 +99,7 @@ def _write_set(folder: Path, given: argparse.Namespace, device: torch.device) ->
 
 
 def _run(given: argparse.Namespace, folder: Path, particles: str, out: str, ranks: int) -> tuple[tuple[float, float], list[float]]:
-    """Seconds of the job and of its iterations, and the shares of waiting and talking in these."""
+    """Seconds of the job and of its iterations, and the shares of waiting and talking in these; prints those of all phases."""
     shutil.rmtree(folder / out, ignore_errors=True)
     launcher = [sys.executable, "-m", "verglas"]
     if ranks > 1:
@@ -113,6 +113,8 @@ def _run(given: argparse.Namespace, folder: Path, particles: str, out: str, rank
     record = read_record(folder / out)
     if code != 0 or record is None:
         sys.exit(f"{given.job} on {ranks} ranks ended with exit code {code}; see {folder / out}")
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in record.phases.items())
+    print(f"{out}: {cost['wall_s']:.1f} s in all; {phases}", flush=True)
     compute, *aside = (record.phases.get(name, 0.0) for name in ("compute", "wait", "communicate"))
     iterations = compute + sum(aside)
     return (cost["wall_s"], iterations), [part / iterations for part in aside]
