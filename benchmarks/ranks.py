@@ -26,7 +26,9 @@ from comparison.scoring import Scores, class_figures_2d, load, pose_figures_of
 from comparison.timing import timed
 from scale import accuracy
 from scale.kept import in_files
+from scale.options import FIELD_OF_VIEW
 from scale.rendered import RenderedParticles, drawn
+from scale.task import MASK_DIAMETER, START
 from scale.truth import SYMMETRIES, true_maps
 from verglas.compute.device import choose_device, describe_device
 from verglas.io.mrc import write_map
@@ -36,8 +38,6 @@ from verglas.volume.filters import lowpass
 from verglas.volume.rotations import euler_to_matrix, rotation_distance
 from verglas.volume.symmetry import symmetry_operators
 
-FIELD_OF_VIEW = 286.7  # Å
-START = 40.0  # Å
 _FEW = 1000  # particles
 
 
@@ -48,15 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.out / f"{given.particles}_{given.box}px_{given.symmetry}_{given.mode}"
     true, maps = _write_set(folder, given, device)
     rows: list[list[str]] = []
-    first = (0.0, 0.0)
+    first, start = (0.0, 0.0), None
     _run(given, folder, "few.star", f"{given.job}/few", 1)
     for ranks in given.ranks:
         out = f"{given.job}/ranks{ranks}"
         took, shares = _run(given, folder, "particles.star", out, ranks)
         first = first if rows else took
         times = [text for one, own in zip(first, took) for text in (f"{own:.1f}", f"{one / own:.2f}")]
-        rows.append([str(ranks), *times, *(f"{100 * share:.1f} %" for share in shares), _apart(given, folder, out)])
-        figures = _scores(given, folder / out, true, maps)
+        found = _found(given, folder / out)
+        start = start or found
+        rows.append([str(ranks), *times, *(f"{100 * share:.1f} %" for share in shares), _apart(given, found, start)])
+        figures = _scores(given, folder / out, found, true, maps)
         print(f"{ranks} ranks: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
     titles = ["ranks", "job, s", "speed-up", "iterations, s", "speed-up", "waiting", "talking", "poses of the first run"]
     print(f"\n{given.job}, {given.particles} particles of {given.box} px, {describe_device(device)}")
@@ -104,7 +106,7 @@ def _run(given: argparse.Namespace, folder: Path, particles: str, out: str, rank
     launcher = [sys.executable, "-m", "verglas"]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "verglas"]
-    words = ["job", given.job, "--particles", particles, "--mask-diameter", "150", "--out", out]
+    words = ["job", given.job, "--particles", particles, "--mask-diameter", f"{MASK_DIAMETER:g}", "--out", out]
     if given.job == "Refine3D":
         words += ["--reference", "reference.mrc", "--symmetry", given.symmetry, "--ini-high", f"{START:g}"]
     else:
@@ -120,19 +122,17 @@ def _run(given: argparse.Namespace, folder: Path, particles: str, out: str, rank
     return (cost["wall_s"], iterations), [part / iterations for part in aside]
 
 
-def _apart(given: argparse.Namespace, folder: Path, out: str) -> str:
+def _apart(given: argparse.Namespace, found: ParticleSet, start: ParticleSet) -> str:
     """Median angle between the poses of two runs, modulo the group; by particle, in the order of the set."""
-    mine, first = (
-        euler_to_matrix(torch.from_numpy(_found(given, folder / job).angles())) for job in (out, f"{given.job}/ranks{given.ranks[0]}")
-    )
+    mine, first = (euler_to_matrix(torch.from_numpy(each.angles())) for each in (found, start))
     operators = symmetry_operators(given.symmetry if given.job == "Refine3D" else "C1")
     apart = torch.stack([rotation_distance(mine, first @ operator) for operator in operators]).amin(0)
     return f"{float(apart.median()):.3f}° apart"
 
 
-def _scores(given: argparse.Namespace, job: Path, true: ParticleSet, maps: torch.Tensor) -> Scores:
+def _scores(given: argparse.Namespace, job: Path, found: ParticleSet, true: ParticleSet, maps: torch.Tensor) -> Scores:
     """What the job left against the truth: a sample of the poses or classes, and the mean of the half maps."""
-    found, rows = _found(given, job), accuracy.sampled(len(true))
+    rows = accuracy.sampled(len(true))
     assert np.allclose(found.column("defocus_u"), true.column("defocus_u")), "the rows are not in the order of the set"
     found, true = found.subset(rows), true.subset(rows)
     if given.job == "Class2D":

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +32,16 @@ def in_files(source: RenderedParticles, particles: ParticleSet, folder: Path, dt
     folder.mkdir(parents=True, exist_ok=True)
     made = {path.name for path in folder.glob("*.mrcs")}
     stacks = [Path(name.partition("@")[2]) for name in names[::PER_MICROGRAPH]]
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        due: deque[Future[None]] = deque()
-        if not made.issuperset(path.name for path in stacks):
-            for first, part in _parts(source, np.dtype(dtype), PER_MICROGRAPH):
-                if len(due) > _WRITERS:
-                    due.popleft().result()
-                due.append(writers.submit(write_stack, stacks[first // PER_MICROGRAPH], part.numpy(), source.pixel_size, dtype))
-        for each in due:
-            each.result()
-        list(writers.map(_forget, stacks))
+    if not made.issuperset(path.name for path in stacks):
+
+        def write(stack: tuple[Path, tuple[int, torch.Tensor]]) -> None:
+            path, (_, part) = stack
+            write_stack(path, part.numpy(), source.pixel_size, dtype)
+
+        for _ in ahead(write, zip(stacks, _parts(source, np.dtype(dtype), PER_MICROGRAPH), strict=True), _WRITERS):
+            pass
+    for _ in ahead(_forget, stacks, _WRITERS):
+        pass
     return StackImages(particles.with_columns(image_name=names))
 
 

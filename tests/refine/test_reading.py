@@ -66,6 +66,16 @@ def test_a_caller_that_leaves_ends_the_thread() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading ahead")]
 
 
+def test_as_many_threads_read_as_items_are_read_ahead() -> None:
+    together = threading.Barrier(3, timeout=10.0)  # nobody passes before three have come
+
+    def read(item: int) -> int:
+        together.wait()
+        return item
+
+    assert list(ahead(read, range(6), count=3)) == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory: pytest.TempPathFactory) -> tuple[ParticleSet, torch.Tensor]:
     """60 particles in stacks of 25, and the true map."""

@@ -1,5 +1,6 @@
 """Iterations written by a process of its own: the same files, its errors told, its end."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -108,6 +109,18 @@ def test_nobody_waits_for_a_process_that_is_still_starting(aside: Path, states: 
         goes_on()
         write(states[0])
     assert Path("run", "run_it001_optimiser.star").exists()
+
+
+def test_a_process_that_cannot_be_started_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error while the half-made writer is thrown away would fail the test."""
+
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", none_left)
+    with pytest.raises(OSError, match="no more processes"):
+        Writer()
+    gc.collect()
 
 
 def test_a_process_that_was_begun_for_nothing_ends_with_who_began_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

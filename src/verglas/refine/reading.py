@@ -16,20 +16,20 @@ B = TypeVar("B")
 
 
 def ahead(read: Callable[[A], B], items: Iterable[A], count: int = 1) -> Generator[B, None, None]:
-    """`read(item)` of each item in order; up to `count` are read by a thread before they are asked for.
+    """`read(item)` of each item in order; up to `count` are read, by as many threads, before they are asked for.
 
-    What `read` raises is raised where its item is due. A caller who leaves early waits for the one that is being read, no more are begun.
+    What `read` raises is raised where its item is due. A caller who leaves early waits for those that are being read, no more are begun.
     """
-    reader, due = ThreadPoolExecutor(1, "reading ahead"), deque[Future[B]]()
+    readers, due = ThreadPoolExecutor(count, "reading ahead"), deque[Future[B]]()
     try:
         for item in items:
-            due.append(reader.submit(read, item))
+            due.append(readers.submit(read, item))
             if len(due) > count:
                 yield due.popleft().result()
         while due:
             yield due.popleft().result()
     finally:
-        reader.shutdown(cancel_futures=True)
+        readers.shutdown(cancel_futures=True)
 
 
 def images_ahead(read: Callable[[A], torch.Tensor], items: Iterable[A], device: torch.device) -> Generator[torch.Tensor, None, None]:
